@@ -1,0 +1,56 @@
+"""The command line: a table of contents. Each verb lives in its own file under `verbs/`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vitlet._extras import require
+from vitlet.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    import typer
+
+
+def build() -> typer.Typer:
+    """Return the whole command line; heavy packages are imported when a verb runs."""
+    from vitlet.apps.help import new_app
+    from vitlet.apps.verbs.bench import bench
+    from vitlet.apps.verbs.demo import demo
+    from vitlet.apps.verbs.doctor import doctor
+    from vitlet.apps.verbs.export import export
+    from vitlet.apps.verbs.info import info
+    from vitlet.apps.verbs.inspect import inspect
+    from vitlet.apps.verbs.models import models
+    from vitlet.apps.verbs.predict import predict
+    from vitlet.apps.verbs.verify import verify
+
+    app, command = new_app()
+    command("models", "Look around")(models)
+    command("info", "Look around")(info)
+    command("doctor", "Look around")(doctor)
+    command("export", "Make and prove")(export)
+    command("verify", "Make and prove")(verify)
+    command("inspect", "Make and prove")(inspect)
+    command("bench", "Run and measure")(bench)
+    command("predict", "Run and measure")(predict)
+    command("demo", "Run and measure")(demo)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; never raises, never prints a traceback.
+
+    Args:
+        argv: the arguments after the program's name; None takes `sys.argv`.
+    """
+    try:
+        require("typer", extra="runtime", why="run the command line")
+        require("rich", extra="runtime", why="print tables")
+    except MissingDependencyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    from vitlet.apps.frame import run
+
+    return run(build(), argv)

@@ -1,0 +1,1 @@
+"""One file per verb; each imports what is heavy inside its function."""

@@ -1,0 +1,168 @@
+"""`vitlet bench`: how fast a bundle is here, and how much memory it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitlet.apps.options import Json, NoProgress, Quiet, Seed, Verbose
+from vitlet.apps.output import Output, columns
+
+if TYPE_CHECKING:
+    from vitlet.apps.bench_run import Measured
+
+_AGREE = 0.999  # cosine below which two engines are said to compute different things
+
+
+def bench(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `vitlet export` made.")],
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine", metavar="LIST", help="ort, tvm or both; by default all that run here."
+        ),
+    ] = None,
+    graph: Annotated[
+        str | None, typer.Option("--graph", metavar="NAME", help="By default the image graph.")
+    ] = None,
+    threads: Annotated[
+        str, typer.Option("--threads", metavar="LIST", help="Thread counts, such as 1,2.")
+    ] = "1",
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch", metavar="LIST", help="Such as 1,8; by default what it was made for."
+        ),
+    ] = None,
+    duration: Annotated[
+        str | None,
+        typer.Option(
+            "--duration", metavar="TIME", help="Per configuration, such as 10s. [default: 2s]"
+        ),
+    ] = None,
+    iters: Annotated[
+        int | None, typer.Option("--iters", metavar="N", min=1, help="Runs, instead of a duration.")
+    ] = None,
+    warmup: Annotated[
+        int, typer.Option("--warmup", metavar="N", min=0, help="Runs not counted.")
+    ] = 10,
+    percentiles: Annotated[
+        str, typer.Option("--percentiles", metavar="LIST", help="Of the latency.")
+    ] = "50,90,99",
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Load from disk too, not from the page cache.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it (.png, .svg, .pdf).")
+    ] = None,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Measure load time, latency, throughput and memory."""
+    from vitlet.apps import bench_run, machine
+    from vitlet.apps.hints import existing
+    from vitlet.apps.lists import duration as parse_duration
+    from vitlet.apps.lists import numbers, words
+    from vitlet.errors import UsageError
+    from vitlet.runtime.select import engine_name
+
+    with Output(json, quiet, verbose, not no_progress) as out:
+        if iters is not None and duration is not None:
+            raise UsageError("--iters and --duration exclude each other: give one")
+        existing(bundle, "the bundle")
+        wanted = numbers(percentiles, "--percentiles", low=0, high=100)
+        seconds = parse_duration(duration or "2s", "--duration")
+        if plot is not None:
+            _check_plot(plot)
+        engines = [engine_name(word) for word in words(engine)] if engine else None
+        jobs = bench_run.plan(
+            bundle,
+            None if engines == ["auto"] else engines,
+            graph,
+            [int(n) for n in numbers(threads, "--threads", low=1, whole=True)],
+            [int(n) for n in numbers(batch, "--batch", low=1, whole=True)] if batch else None,
+            seed,
+        )
+        rounds = min(bench_run.ROUNDS, iters) if iters else bench_run.ROUNDS
+        with out.bar("measure", rounds * len(jobs)) as advance:
+            results = bench_run.measure(
+                jobs, warmup=warmup, iters=iters, seconds=seconds, cold=cold, advance=advance
+            )
+        cosines = bench_run.agreement(results)
+        if plot is not None:
+            from vitlet.apps.bench_plot import plot as draw
+
+            draw(results, plot, f"{bundle.name} on {machine.hardware()['cpu']}")
+        rows = [
+            {**result.to_json(wanted), "cosine_with_first": cosine}
+            for result, cosine in zip(results, cosines, strict=True)
+        ]
+        data = {
+            "bundle": bundle,
+            "machine": machine.hardware(),
+            "vitlet": machine.vitlet_facts()["version"],
+            "warmup": warmup,
+            "results": rows,
+            "plot": plot,
+        }
+        out.result(data, lambda: _show(out, results, wanted))
+        for result, cosine in zip(results, cosines, strict=True):
+            if cosine < _AGREE:
+                out.warn(
+                    f"{result.job.name} computes something else than {results[0].job.name} "
+                    f"(cosine {cosine:.4f}): run `vitlet verify {bundle}`"
+                )
+        if plot is not None:
+            out.log(f"wrote {plot}")
+        else:
+            out.next(f"vitlet bench {bundle} --plot bench.png")
+
+
+def _show(out: Output, results: list[Measured], wanted: list[float]) -> None:
+    from vitlet.apps.units import milliseconds, plural, size
+
+    # A column for what differs, a line for what does not: the table must fit 80 columns.
+    threads, batches = ({getattr(r.job, n) for r in results} for n in ("threads", "batch"))
+    same = [f"graph {results[0].job.graph}"]
+    same += [plural(results[0].job.threads, "thread")] if len(threads) == 1 else []
+    same += [f"batch {results[0].job.batch}"] if len(batches) == 1 else []
+    columns_: list[tuple[str, Callable[[Measured], str]]] = [("engine", lambda r: r.job.engine)]
+    if len(threads) > 1:
+        columns_.append((">thr", lambda r: str(r.job.threads)))
+    if len(batches) > 1:
+        columns_.append((">batch", lambda r: str(r.job.batch)))
+    columns_.append((">load", lambda r: milliseconds(r.load_ms)))
+    if results[0].cold_ms is not None:
+        columns_.append((">cold", lambda r: milliseconds(r.cold_ms or 0.0)))
+    columns_.append((">first", lambda r: milliseconds(r.first_ms)))
+    for p in wanted:
+        columns_.append((f">p{p:g}", partial(_percentile, p)))
+    columns_.append((">per s", lambda r: f"{r.throughput:.1f}"))
+    columns_.append((">peak", lambda r: size(r.peak_rss or 0)))
+    heads = [head for head, _ in columns_]
+    out.print(columns(heads, [[cell(r) for _, cell in columns_] for r in results]))
+    runs = sorted(len(r.times_ms) for r in results)
+    spread = f"{runs[0]} runs" if runs[0] == runs[-1] else f"{runs[0]} to {runs[-1]} runs"
+    out.log(f"{', '.join(same)}; times in ms; {spread}, in turns; a fresh process per row")
+
+
+def _percentile(p: float, result: Measured) -> str:
+    from vitlet.apps.units import milliseconds
+
+    return milliseconds(result.percentile(p))
+
+
+def _check_plot(path: Path) -> None:
+    from vitlet._extras import require
+    from vitlet.errors import UsageError
+
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot must end in .png, .svg or .pdf, got {path}")
+    require("matplotlib", extra="report", why="draw a plot")

@@ -1,0 +1,197 @@
+"""How fast is vitlet's CAS-ViT token mixer beside ONNX Runtime and torch?
+
+    python benchmarks/kernels_mixer.py [--seconds 1.0] [--threads 1] [--json FILE]
+    VITLET_ISA=avx2 python benchmarks/kernels_mixer.py         with a lesser instruction set
+
+The 15 mixers of CAS-ViT XS, S, M and T at 224 pixels, batch 1, all ways timed in turn in one
+process on one processor core, in microseconds of that thread's processor time (with --threads, of
+wall clock on so many cores):
+
+    fp32, bf16      vitlet.ops.additive_token_mixer, (B, C, H, W) in and out; "nhwc": (B, H, W, C)
+    ONNX Runtime    the same module, reparameterized, float32, by vitlet's exporter and by plain
+                    torch.onnx.export; with bound inputs and outputs
+    torch           float32, reparameterized, in channels-last order; torch bf16: the same in bf16
+
+First every result is held to the module in double precision. Ratios are medians over rounds of the
+quotient within a round, against the faster of the two ONNX Runtime files, so that a disturbance of
+the machine hits both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from vitlet import _C, reparameterize
+from vitlet.export.onnx import export_onnx
+from vitlet.export.trace import Graph
+from vitlet.layers import AdditiveTokenMixer
+from vitlet.ops import MixerWeights, additive_token_mixer
+from vitlet.runtime.manifest import TensorSpec
+
+SHAPES = [
+    *[(48, 56), (56, 28), (112, 14), (220, 7), (64, 56), (64, 28), (96, 56), (96, 28)],
+    *[(128, 28), (128, 14), (192, 14), (256, 14), (256, 7), (384, 7), (512, 7)],
+]
+ORT, ORT_PLAIN = "ONNX Runtime", "ONNX Runtime, torch.onnx"
+TOLERANCE = {"fp32": 2e-5, "bf16": 2e-2}  # of the largest output
+OURS = ["fp32", "fp32 nhwc", "bf16", "bf16 nhwc"]
+
+
+def made_up(dim: int) -> AdditiveTokenMixer:
+    """A mixer whose gates open and close."""
+    random = torch.Generator().manual_seed(dim)
+    module = AdditiveTokenMixer(dim, bias=True).eval()
+    for name, value in module.state_dict().items():
+        if value.ndim > 1:
+            value.normal_(0, 1.2 / value[0].numel() ** 0.5, generator=random)
+        elif name.endswith("running_var"):
+            value.uniform_(0.5, 2, generator=random)
+        elif value.is_floating_point():
+            value.normal_(0.2, 0.3, generator=random)
+    return module
+
+
+def session(path: Path, x: np.ndarray, threads: int) -> tuple[Callable[[], Any], Any]:
+    """A call of the file with bound arrays, and its output."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    runner = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    result = onnxruntime.OrtValue.ortvalue_from_numpy(np.empty_like(x))
+    binding = runner.io_binding()
+    given = onnxruntime.OrtValue.ortvalue_from_numpy(x)
+    binding.bind_ortvalue_input(runner.get_inputs()[0].name, given)
+    binding.bind_ortvalue_output(runner.get_outputs()[0].name, result)
+    return (lambda keep=given: runner.run_with_iobinding(binding)), result
+
+
+def onnx_files(module: AdditiveTokenMixer, x: np.ndarray, folder: Path) -> dict[str, Path]:
+    folded = reparameterize(module)
+    shape = ("batch", *x.shape[1:])
+    specs = TensorSpec("image", "float32", shape), TensorSpec("logits", "float32", shape)
+    files = {ORT: folder / "vitlet.onnx", ORT_PLAIN: folder / "torch.onnx"}
+    export_onnx(Graph("model", folded, specs[:1], specs[1:]), files[ORT])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inputs = (torch.from_numpy(x),)
+        torch.onnx.export(folded, inputs, files[ORT_PLAIN], dynamo=True, verbose=False)
+    return files
+
+
+def ways(dim: int, side: int, threads: int, folder: Path) -> dict[str, Callable[[], Any]]:
+    """Every way to mix one map, each checked against double precision."""
+    module = made_up(dim)
+    x = np.random.default_rng(1).standard_normal((1, dim, side, side)).astype(np.float32)
+    with torch.inference_mode():
+        expected = copy.deepcopy(module).double()(torch.from_numpy(x).double()).numpy()
+
+    def check(got: np.ndarray, precision: str) -> None:
+        error = np.abs(got - expected).max() / np.abs(expected).max()
+        assert error < TOLERANCE[precision], (dim, side, precision, error)
+
+    weights = MixerWeights.from_module(module)
+    last = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    found: dict[str, Callable[[], Any]] = {}
+    for name in OURS:
+        precision, nhwc = name[:4], name.endswith("nhwc")
+        options: Any = {"precision": precision, "layout": "nhwc" if nhwc else "nchw"}
+        call = partial(
+            additive_token_mixer, last if nhwc else x, weights, threads=threads, **options
+        )
+        check(call().transpose(0, 3, 1, 2) if nhwc else call(), precision)
+        found[name] = call
+    for name, path in onnx_files(module, x, folder).items():
+        call, result = session(path, x, threads)
+        call()
+        check(result.numpy(), "fp32")
+        found[name] = call
+    folded = reparameterize(module).to(memory_format=torch.channels_last)
+    given = torch.from_numpy(x).to(memory_format=torch.channels_last)
+    found["torch"] = partial(folded, given)
+    found["torch bf16"] = partial(copy.deepcopy(folded).bfloat16(), given.bfloat16())
+    return found
+
+
+def measure(
+    calls: dict[str, Callable[[], Any]], seconds: float, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Time every way in turn until `seconds` have passed, and at least nine times."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[ORT]) < 9:
+        for name, call in calls.items():
+            call()  # the others' data leave the cache
+            begin = clock()
+            call()
+            call()
+            times[name].append((clock() - begin) / 2)
+    return times
+
+
+def ratio(times: dict[str, list[float]], name: str) -> float:
+    peers = zip(times[ORT], times[ORT_PLAIN], strict=True)
+    best = [min(pair) for pair in peers]
+    return statistics.median(t / own for t, own in zip(best, times[name], strict=True))
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(statistics.fmean(math.log(value) for value in values))
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=1.0, help="per shape")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))[-args.threads :]
+        os.sched_setaffinity(0, set(cores))
+    torch.set_num_threads(args.threads)
+    clock = time.thread_time if args.threads == 1 else time.perf_counter
+    results = {}
+    for dim, side in SHAPES:
+        with tempfile.TemporaryDirectory() as folder:
+            calls = ways(dim, side, args.threads, Path(folder))
+        times = measure(calls, args.seconds, clock)
+        name = f"{dim} @ {side}x{side}"
+        micro = {way: 1e6 * statistics.median(t) for way, t in times.items()}
+        ratios = {way: ratio(times, way) for way in OURS}
+        results[name] = {"microseconds": micro, "x ONNX Runtime": ratios}
+        columns = [f"{way} {micro[way]:.0f}" for way in micro]
+        print(f"{name:12}  {'  '.join(columns)}")
+        print(f"{'':12}  {'  '.join(f'{way} x{ratios[way]:.2f}' for way in OURS)}", flush=True)
+    for way in OURS:
+        each = [row["x ONNX Runtime"][way] for row in results.values()]
+        print(f"{way}: geometric mean x{geometric_mean(each):.2f}, least x{min(each):.2f}")
+    if args.json:
+        about = {
+            "isa": _C.active_isa(),
+            "machine": platform.machine(),
+            "onnxruntime": onnxruntime.__version__,
+            "torch": torch.__version__,
+            "threads": args.threads,
+        }
+        args.json.write_text(json.dumps({"about": about, "shapes": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

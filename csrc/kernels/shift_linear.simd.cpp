@@ -1,0 +1,158 @@
+// Compiled once per instruction set; VITLET_ISA names the namespace (see CMakeLists.txt).
+// Nothing here may be inline with external linkage: see simd.h.
+//
+// The work is cut into strips of `strip_columns` columns (int8_tile.h) by blocks of at most
+// `tile_rows` rows. A strip's codes become bytes once, in memory that stays in the nearest cache,
+// and all row blocks use them.
+#include "shift_linear.h"
+
+#include "gelu.h"
+#include "int8_tile.h"
+
+namespace vitlet::VITLET_ISA {
+namespace {
+
+using F32x16 = float __attribute__((vector_size(64)));
+using I32x16s = std::int32_t __attribute__((vector_size(64)));
+using U8x16 = std::uint8_t __attribute__((vector_size(16)));
+
+constexpr std::int32_t infinity_bits = 0x7f800000;
+constexpr float least = 0x1p-100f;
+
+inline bool is_small(WeightFormat format) { return format == WeightFormat::shift; }
+
+// Floats without their sign order as integers do, NaN after infinity.
+inline float largest(const float* x, std::size_t count) {
+  std::int32_t most = 0;
+  for (std::size_t k = 0; k < count; ++k) {
+    const std::int32_t bits = read_i32(x + k) & 0x7fffffff;
+    most = bits > most ? bits : most;
+  }
+  float value;
+  std::memcpy(&value, &most, sizeof(value));
+  return most >= infinity_bits ? __builtin_nanf("") : value;
+}
+
+// Adding 1.5 * 2^23 leaves the rounded integer in the low bits.
+inline void round_16(const float* x, float inverse, std::int32_t zero, std::uint8_t* q) {
+  F32x16 v;
+  std::memcpy(&v, x, sizeof(v));
+  v = v * inverse + 12582912.0f;
+  const I32x16s bits = (I32x16s)v + (zero - 0x4b400000);
+  const U8x16 bytes = __builtin_convertvector(bits, U8x16);
+  std::memcpy(q, &bytes, sizeof(bytes));
+}
+
+void round_row(const float* x, std::size_t count, std::size_t stride, std::int32_t zero,
+               std::uint8_t* q, float* row_scale) {
+  const float most = largest(x, count);
+  if (!(most >= least)) {  // also NaN
+    std::memset(q, zero, stride);
+    *row_scale = most < least ? 0.0f : most;
+    return;
+  }
+  *row_scale = most / 127.0f;
+  const float inverse = 127.0f / most;
+  std::size_t k = 0;
+  for (; k + 16 <= count; k += 16) round_16(x + k, inverse, zero, q + k);
+  if (k == stride) return;
+  float rest[16] = {};
+  std::uint8_t bytes[16];
+  std::memcpy(rest, x + k, (count - k) * sizeof(float));
+  round_16(rest, inverse, zero, bytes);
+  std::memcpy(q + k, bytes, stride - k);
+}
+
+// The sums of 16 columns to outputs: 16 of them, or (wide) 8.
+template <bool wide, bool with_gelu>
+inline void finish(const std::int32_t* sums, float row_scale, const float* scale, const float* bias,
+                   float* out) {
+  for (int j = 0; j < (wide ? 8 : 16); ++j) {
+    float total = static_cast<float>(sums[j]);
+    if (wide) total = total * 256.0f + static_cast<float>(sums[8 + j]);
+    const float y = total * (row_scale * scale[j]) + bias[j];
+    out[j] = with_gelu ? gelu(y) : y;
+  }
+}
+
+template <bool wide, bool with_gelu>
+void finish_block(const LinearTask& t, const std::int32_t* sums, std::size_t column,
+                  std::size_t first_row, std::size_t rows) {
+  constexpr std::size_t width = wide ? 8 : 16;
+  const std::size_t outputs = t.weight.outputs;
+  for (std::size_t g = 0; g < strip_columns / 16; ++g) {
+    const std::size_t n = (column + 16 * g) / (16 / width);
+    if (n >= outputs) return;
+    const std::size_t count = outputs - n < width ? outputs - n : width;
+    float scale[width] = {}, bias[width] = {}, y[width];
+    std::memcpy(scale, t.weight.scale + n, count * sizeof(float));
+    if (t.bias != nullptr) std::memcpy(bias, t.bias + n, count * sizeof(float));
+    for (std::size_t m = 0; m < rows; ++m) {
+      float* out = t.out + (first_row + m) * outputs + n;
+      const std::int32_t* group = sums + m * strip_columns + 16 * g;
+      const float row_scale = t.row_scale[first_row + m];
+      if (count == width) {
+        finish<wide, with_gelu>(group, row_scale, scale, bias, out);
+      } else {
+        finish<wide, with_gelu>(group, row_scale, scale, bias, y);
+        std::memcpy(out, y, count * sizeof(float));
+      }
+    }
+  }
+}
+
+void finish_any(const LinearTask& t, const std::int32_t* sums, std::size_t column,
+                std::size_t first_row, std::size_t rows) {
+  const bool with_gelu = t.activation == Activation::gelu;
+  if (t.weight.format == WeightFormat::wide)
+    (with_gelu ? finish_block<true, true> : finish_block<true, false>)(t, sums, column, first_row,
+                                                                       rows);
+  else
+    (with_gelu ? finish_block<false, true> : finish_block<false, false>)(t, sums, column, first_row,
+                                                                         rows);
+}
+
+}  // namespace
+
+void shift_linear_round(const LinearTask& t, std::size_t begin, std::size_t end) {
+  const std::int32_t zero = offset_rows(is_small(t.weight.format)) ? 128 : 0;
+  for (std::size_t m = begin; m < end; ++m)
+    round_row(t.x + m * t.weight.inputs, t.weight.inputs, t.stride, zero, t.q + m * t.stride,
+              t.row_scale + m);
+}
+
+void shift_linear_multiply(const LinearTask& t, std::size_t part) {
+  const LinearWeight& w = t.weight;
+  const bool small = is_small(w.format), dense = w.format == WeightFormat::dense;
+  std::uint8_t* expanded = t.space + part * t.part_space;
+  auto* sums = reinterpret_cast<std::int32_t*>(expanded + t.stride * 64);
+  const std::size_t bytes = panel_bytes(w.format, w.inputs);
+  const std::size_t blocks = (t.rows + tile_rows - 1) / tile_rows;
+  const std::size_t units = padded_columns(w.format, w.outputs) / strip_columns * blocks;
+  const std::size_t begin = units * part / t.parts, end = units * (part + 1) / t.parts;
+  const bool direct = tiles_read_codes && !dense && blocks == 1;
+  std::size_t ready = static_cast<std::size_t>(-1);  // the strip that is expanded
+  const std::uint8_t* strip_bytes = nullptr;
+  for (std::size_t unit = begin; unit < end; ++unit) {
+    const std::size_t strip = unit / blocks, block = unit % blocks, column = strip * strip_columns;
+    const std::uint8_t* panel = w.panels + column / 64 * bytes;
+    const std::size_t length = t.rows / blocks, longer = t.rows % blocks;
+    const std::size_t row = block * length + (block < longer ? block : longer);
+    const std::size_t rows = length + (block < longer ? 1 : 0);
+    const Tile tile{t.q + row * t.stride, t.stride, w.sums + column, sums};
+    if (direct) {
+      multiply_codes(tile, rows, panel, w.format == WeightFormat::wide);
+    } else {
+      if (strip != ready) {
+        strip_bytes = dense ? strip_of_bytes(panel, column % 64, t.stride, expanded)
+                            : strip_of_codes(panel, column % 64, t.stride,
+                                             w.format == WeightFormat::wide, expanded);
+        ready = strip;
+      }
+      multiply_bytes(tile, rows, strip_bytes, small);
+    }
+    finish_any(t, sums, column, row, rows);
+  }
+}
+
+}  // namespace vitlet::VITLET_ISA

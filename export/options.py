@@ -1,0 +1,159 @@
+"""What an export was asked for, resolved per target and checked before any work. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vitlet.errors import UnsupportedError, UsageError
+from vitlet.export.targets import RULES, Batch, check, opset_for, parse_batch, parse_targets
+from vitlet.runtime.manifest import Target
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of one export.
+
+    Attributes:
+        targets: in the order of the manifest.
+        batch: of every artefact.
+        precision: per target.
+        preprocess: per target, where the pixel normalization happens.
+        opset: of ONNX files.
+        ios: deployment target of Core ML programs.
+        palette_mode: how Core ML palettes are found.
+        triples: machines that TVM compiles for; None is this one.
+        accelerate: "fp32" or "bf16" where ONNX files call operators of vitlet; None otherwise.
+    """
+
+    targets: tuple[Target, ...]
+    batch: Batch
+    precision: dict[Target, str]
+    preprocess: dict[Target, str]
+    opset: int
+    ios: int
+    palette_mode: str
+    triples: tuple[str | None, ...]
+    accelerate: str | None = None
+
+
+def resolve(
+    targets: str | Sequence[str],
+    *,
+    batch: str | int | tuple[int, int] = 1,
+    precision: str | Mapping[str, str] | None = None,
+    preprocess: str | Mapping[str, str] | None = None,
+    opset: int | str | None = None,
+    ios: int | None = None,
+    palette_mode: str | None = None,
+    triple: str | Sequence[str] | None = None,
+    accelerate: str | None = None,
+) -> Options:
+    """Check the arguments of `vitlet.export` and fill in each target's defaults.
+
+    Args:
+        targets: names or aliases, "all", or a comma list.
+        batch: 1, "4", "1:8", (1, 8) or "dyn".
+        precision: one for every target; or per target, as a mapping or as
+            "onnx=fp16,coreml=palette4".
+        preprocess: likewise.
+        opset: a number or an ONNX consumer's name.
+        ios: 16, 17 or 18.
+        palette_mode: "kmeans" or "uniform".
+        triple: machines for TVM, as names or a comma list; "native" is this one.
+        accelerate: "fp32" or "bf16", for ONNX in fp32.
+
+    Raises:
+        UsageError: an unknown name, or a value that makes no sense.
+        UnsupportedError: an argument that a chosen target cannot take, or that none takes.
+    """
+    chosen = parse_targets(targets)
+    size = parse_batch(batch)
+    if isinstance(opset, str) and opset.isdecimal():
+        opset = int(opset)
+    precisions = _per_target("precision", precision, chosen)
+    places = _per_target("preprocess", preprocess, chosen)
+    given: dict[str, Any] = {
+        "opset": opset,
+        "ios": ios,
+        "palette_mode": palette_mode,
+        "triple": triple,
+        "accelerate": accelerate,
+    }
+    resolved: dict[Target, str] = {t: precisions.get(t, RULES[t].precisions[0]) for t in chosen}
+    check(
+        chosen,
+        batch=size,
+        precision=resolved,
+        arguments={name: value for name, value in given.items() if value is not None},
+    )
+    for target, place in places.items():
+        if place not in RULES[target].preprocess:
+            takers = [t for t in RULES if place in RULES[t].preprocess]
+            raise UnsupportedError(
+                f"{target} does not take preprocess={place!r}: it takes "
+                f"{', '.join(RULES[target].preprocess)}; for some targets only, write "
+                f'"{(takers or ["onnx"])[0]}={place}"'
+            )
+    if palette_mode is not None and not resolved["coreml"].startswith("palette"):
+        raise UnsupportedError(
+            f"palette_mode={palette_mode!r} means nothing to precision {resolved['coreml']!r}: "
+            "it is for palette4, palette6 and palette8"
+        )
+    if accelerate is not None and resolved["onnx"] != "fp32":
+        raise UnsupportedError(
+            f"accelerate={accelerate!r} is for float32 files: it does not go with precision "
+            f"{resolved['onnx']!r}"
+        )
+    defaults: dict[Target, str] = {t: RULES[t].preprocess[0] for t in chosen}
+    # An image input takes one picture; asked for more, a tensor input is what Core ML has.
+    if "coreml" in defaults and size != 1:
+        defaults["coreml"] = "none"
+    if places.get("coreml") == "image-type" and size != 1:
+        raise UnsupportedError(
+            f"a Core ML image input takes one picture at a time, batch {size!r} was asked for: "
+            'use batch 1, or preprocess "coreml=none"'
+        )
+    return Options(
+        targets=chosen,
+        batch=size,
+        precision=resolved,
+        preprocess={**defaults, **places},
+        opset=opset_for(opset),
+        ios=16 if ios is None else ios,
+        palette_mode=palette_mode or "kmeans",
+        triples=_triples(triple),
+        accelerate=accelerate,
+    )
+
+
+def _per_target(
+    name: str, value: str | Mapping[str, str] | None, chosen: Sequence[Target]
+) -> dict[Target, str]:
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        if "=" not in value:
+            return {target: value for target in chosen}
+        pairs = [part.partition("=") for part in value.split(",")]
+        value = {key.strip(): setting.strip() for key, _, setting in pairs}
+    found: dict[Target, str] = {}
+    for key, setting in value.items():
+        (target,) = parse_targets(key) if key != "all" else (None,)
+        if target is None or target not in chosen:
+            raise UsageError(
+                f"{name} is set for {key!r}, which is not among the targets {', '.join(chosen)}"
+            )
+        found[target] = setting
+    return found
+
+
+def _triples(value: str | Sequence[str] | None) -> tuple[str | None, ...]:
+    if value is None:
+        return (None,)
+    names = value.split(",") if isinstance(value, str) else list(value)
+    found = [None if name.strip() == "native" else name.strip() for name in names]
+    if not found or any(name == "" for name in found):
+        raise UsageError(f"triple must name machines such as aarch64-linux-gnu, got {value!r}")
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,293 @@
+"""Compiles a graph with TVM into one shared library per machine, weights inside.
+
+Apache TVM (Chen et al., "TVM: An Automated End-to-End Optimizing Compiler for Deep Learning",
+OSDI 2018) translates the traced program into its Relax language, fuses operators, schedules
+loops (`vitlet.export.tvm_schedule`), and has LLVM write machine code. `vitlet.runtime` runs the
+library without the compiler and without torch.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitlet._extras import require
+from vitlet.errors import StorageError, UnsupportedError, UsageError, VitletError
+from vitlet.export.link import find_linker, link, make_record
+from vitlet.runtime.elf import cpu_flags
+from vitlet.runtime.manifest import Artifact, TensorSpec
+from vitlet.runtime.progress import Progress, null_progress
+
+if TYPE_CHECKING:
+    from vitlet.export.trace import Graph
+
+TRIPLES = ("x86_64-linux-gnu", "aarch64-linux-gnu")
+# LLVM's name of an instruction set -> its name in /proc/cpuinfo. Only what code generation
+# can use without being asked to matters for "does it run there".
+_CPUINFO = {
+    "sse3": "pni", "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "popcnt": "popcnt",
+    "avx": "avx", "avx2": "avx2", "fma": "fma", "f16c": "f16c", "bmi": "bmi1", "bmi2": "bmi2",
+    "lzcnt": "abm", "movbe": "movbe", "gfni": "gfni", "avxvnni": "avx_vnni",
+    "avx512f": "avx512f", "avx512cd": "avx512cd", "avx512bw": "avx512bw", "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl", "avx512ifma": "avx512ifma", "avx512vbmi": "avx512vbmi",
+    "avx512vbmi2": "avx512_vbmi2", "avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16",
+    "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq",
+    "avx512fp16": "avx512_fp16",
+    "neon": "asimd", "dotprod": "asimddp", "fullfp16": "asimdhp", "i8mm": "i8mm", "bf16": "bf16",
+    "sve": "sve", "sve2": "sve2", "lse": "atomics",
+}  # fmt: skip
+_X86_LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to compile for: the triple, LLVM's processor name, and the features it implies."""
+
+    triple: str
+    cpu: str
+    cpu_features: tuple[str, ...]
+    native: bool
+
+
+def export_tvm(
+    graph: Graph,
+    path: str | os.PathLike[str],
+    *,
+    triple: str | None = None,
+    cpu: str | None = None,
+    batch: int | tuple[int, int] | str = 1,
+    precision: str = "fp32",
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile a graph into one shared library.
+
+    Args:
+        graph: from `vitlet.export.trace.graphs`.
+        path: the `.tvm.so` file to write.
+        triple: machine to compile for, one of `TRIPLES`; this machine when None.
+        cpu: LLVM's processor name, such as "x86-64-v3" or "cortex-a72". By default this very
+            processor when compiling for this machine, else the oldest of the triple. A library
+            for a newer processor than the one that loads it is refused by name at loading.
+        batch: a fixed batch size; a session splits and pads to it. "dyn" for any batch.
+        precision: "fp32".
+        progress: told of each step.
+
+    Returns:
+        The manifest entry; its `file` is the file's name.
+
+    Raises:
+        UnsupportedError: an operator, precision, batch or machine that TVM cannot take here.
+        MissingDependencyError: apache-tvm or the (cross) compiler is not installed.
+        StorageError: the file cannot be written.
+    """
+    path = Path(path)
+    step = progress or null_progress
+    _check_arguments(batch, precision, triple)
+    require("tvm", extra="tvm", why="compile for TVM")
+    machine = find_machine(triple, cpu)
+    linker = find_linker(machine.triple, native=machine.native)
+
+    with step(f"trace {graph.name} for TVM"):
+        module = _translate(graph, batch)
+    with step(f"compile {graph.name} with TVM for {machine.cpu}"), _quiet():
+        executable = _compile(module, machine)
+    fixed = batch if isinstance(batch, int) else "batch"
+    inputs, outputs = _sized(graph.inputs, fixed), _sized(graph.outputs, fixed)
+    record = make_record(
+        triple=machine.triple,
+        cpu=machine.cpu,
+        cpu_features=machine.cpu_features,
+        inputs=inputs,
+        outputs=outputs,
+    )
+    with step(f"link {path.name}"), tempfile.TemporaryDirectory(prefix="vitlet-") as folder:
+        _check_room(graph, folder)
+
+        def collect(_output: str, files: list[str], **_options: Any) -> None:
+            names = [Path(file).name for file in files]
+            link(linker, names, Path(folder), path, record)
+
+        try:
+            executable.mod.export_library(str(path), fcompile=collect, workspace_dir=folder)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    return Artifact(
+        target="tvm",
+        graph=graph.name,
+        file=path.name,
+        precision=precision,
+        inputs=inputs,
+        outputs=outputs,
+        toolchain={
+            name: importlib.metadata.version(name)
+            for name in ("apache-tvm", "apache-tvm-ffi", "torch")
+        },
+        details={
+            "triple": machine.triple,
+            "cpu": machine.cpu,
+            "cpu_features": list(machine.cpu_features),
+            "linker": Path(linker).name,
+        },
+    )
+
+
+def _check_room(graph: Graph, folder: str) -> None:
+    """Refuse a temporary folder without room: LLVM ends the whole process when a write fails."""
+    weights = graph.module.state_dict().values()
+    needed = 3 * sum(tensor.numel() * tensor.element_size() for tensor in weights)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"linking needs about {needed // 10**6} MB in {tempfile.gettempdir()}, "
+            f"{free // 10**6} MB are free: make room, or set TMPDIR to another folder"
+        )
+
+
+def find_machine(triple: str | None = None, cpu: str | None = None) -> Machine:
+    """Return what to compile for; see `export_tvm`.
+
+    Raises:
+        UnsupportedError: this machine is none of `TRIPLES`, or LLVM does not know the processor.
+    """
+    from tvm.target import Target, codegen
+
+    names = {"amd64": "x86_64", "arm64": "aarch64"}
+    machine = names.get(platform.machine().lower(), platform.machine().lower())
+    here = f"{machine}-linux-gnu"
+    if triple is None and (platform.system() != "Linux" or here not in TRIPLES):
+        raise UnsupportedError(
+            f"TVM libraries are made for {', '.join(TRIPLES)}; this machine is {machine} "
+            f"{platform.system()}: give one of them as the triple"
+        )
+    triple = triple or here
+    native = triple == here and platform.system() == "Linux"
+
+    def features(name: str) -> tuple[str, ...]:
+        listed = codegen.llvm_get_cpu_features(
+            Target({"kind": "llvm", "mtriple": triple, "mcpu": name})
+        )
+        return tuple(sorted({_CPUINFO[str(f)] for f in listed if str(f) in _CPUINFO}))
+
+    if cpu is None and native:
+        flags = cpu_flags()
+        # A virtual machine may hide instruction sets that the processor's name implies.
+        names_here = [str(codegen.llvm_get_system_cpu())]
+        names_here += list(_X86_LEVELS) if machine == "x86_64" else ["generic"]
+        cpu = next((name for name in names_here if set(features(name)) <= flags), names_here[-1])
+    elif cpu is None:
+        cpu = "x86-64-v2" if triple.startswith("x86_64") else "generic"
+    known = codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple}))
+    if cpu not in [str(name) for name in known]:
+        raise UnsupportedError(f"LLVM knows no processor {cpu!r} for {triple}")
+    return Machine(triple, cpu, features(cpu), native)
+
+
+def _check_arguments(
+    batch: int | tuple[int, int] | str, precision: str, triple: str | None
+) -> None:
+    if precision != "fp32":
+        raise UnsupportedError(f"tvm does not take precision {precision!r}: it takes fp32")
+    if isinstance(batch, tuple):
+        raise UnsupportedError(
+            f'tvm does not take a batch range, got {batch}: give a number or "dyn"'
+        )
+    if isinstance(batch, str) and batch != "dyn":
+        raise UsageError(f'batch must be a number or "dyn", got {batch!r}')
+    if isinstance(batch, int) and batch < 1:
+        raise UsageError(f"batch must be at least 1, got {batch}")
+    if triple is not None and triple not in TRIPLES:
+        raise UnsupportedError(f"tvm does not compile for {triple!r}: choose {', '.join(TRIPLES)}")
+
+
+def _translate(graph: Graph, batch: Any) -> Any:
+    """Return the graph as a Relax module with its weights as constants."""
+    import torch
+    from tvm.relax.frontend.torch import from_exported_program
+    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+    from vitlet.export.trace import trace
+
+    program = trace(graph, batch)
+    with _quiet(), torch.no_grad():
+        program = program.run_decompositions()
+        known = ExportedProgramImporter().create_convert_map()
+        unknown: dict[str, list[str]] = {}
+        for node in program.graph.nodes:
+            if node.op == "call_function" and node.target.__name__ not in known:
+                unknown.setdefault(str(node.target), []).append(_module_path(node))
+        if unknown:
+            raise UnsupportedError(
+                f"TVM {importlib.metadata.version('apache-tvm')} cannot take "
+                + "; ".join(
+                    f"{name} (in {', '.join(sorted(set(paths))[:3])})"
+                    for name, paths in unknown.items()
+                )
+                + ": replace these operators, or use the ONNX target"
+            )
+        try:
+            return from_exported_program(
+                program,
+                keep_params_as_input=False,
+                unwrap_unit_return_tuple=True,
+                run_ep_decomposition=False,
+            )
+        except Exception as error:  # the translator asserts and raises builtins of all kinds
+            raise UnsupportedError(
+                f"TVM cannot translate graph {graph.name!r}: {_last_line(error)}"
+            ) from error
+
+
+def _module_path(node: Any) -> str:
+    """Return where in the model an operator comes from, such as "visual.blocks.0.attn"."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values() if entry[0]]
+    return str(paths[-1]) if paths else "the model itself"
+
+
+def _compile(module: Any, machine: Machine) -> Any:
+    import tvm
+
+    from vitlet.export.tvm_schedule import pipeline, tile_for
+
+    target = tvm.target.Target({"kind": "llvm", "mtriple": machine.triple, "mcpu": machine.cpu})
+    try:
+        with tvm.transform.PassContext(opt_level=3):
+            return tvm.compile(
+                module,
+                target=target,
+                relax_pipeline=pipeline(target, tile_for(machine.cpu_features)),
+            )
+    except Exception as error:
+        raise VitletError(f"TVM failed to compile: {_last_line(error)}") from error
+
+
+def _sized(specs: tuple[TensorSpec, ...], batch: int | str) -> tuple[TensorSpec, ...]:
+    return tuple(replace(spec, shape=(batch, *spec.shape[1:])) for spec in specs)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the deprecation warnings and log lines of torch's tracer and TVM."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,1 @@
+"""Methods that make a model cheaper; each returns a new model."""

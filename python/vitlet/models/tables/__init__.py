@@ -1,0 +1,1 @@
+"""Facts of each family, readable without torch."""

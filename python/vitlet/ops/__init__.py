@@ -1,0 +1,29 @@
+"""The compiled kernels as checked functions over numpy arrays."""
+
+from vitlet.ops.additive_token_mixer import MixerWeights, additive_token_mixer
+from vitlet.ops.binary_linear_attention import PackedBits, binary_linear_attention, pack_bits
+from vitlet.ops.resize_normalize import resize_crop, resize_normalize
+from vitlet.ops.shift_linear import (
+    Int8Weight,
+    ShiftWeight,
+    int8_linear,
+    pack_int8_weight,
+    pack_shift_weight,
+    shift_linear,
+)
+
+__all__ = [
+    "Int8Weight",
+    "MixerWeights",
+    "PackedBits",
+    "ShiftWeight",
+    "additive_token_mixer",
+    "binary_linear_attention",
+    "int8_linear",
+    "pack_bits",
+    "pack_int8_weight",
+    "pack_shift_weight",
+    "resize_crop",
+    "resize_normalize",
+    "shift_linear",
+]

@@ -1,0 +1,66 @@
+"""Runs cross-compiled graphs in an emulator; scripts/tvm-aarch64 fetches what it needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vitlet.export.trace import graphs
+from vitlet.export.tvm import export_tvm
+
+TRIPLE = "aarch64-linux-gnu"
+LIBRARIES = os.environ.get("VITLET_TVM_AARCH64", "")
+pytestmark = [
+    pytest.mark.skipif(
+        not (Path(LIBRARIES) / "libtvm_runtime.so").is_file() or not LIBRARIES,
+        reason="TVM's runtime for aarch64 is not there: scripts/tvm-aarch64 fetches it",
+    ),
+    pytest.mark.skipif(
+        not (shutil.which("qemu-aarch64") and shutil.which(f"{TRIPLE}-g++")),
+        reason="qemu-aarch64 and the aarch64 cross compiler are needed",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = importlib.util.find_spec("tvm_ffi")
+    assert spec is not None and spec.submodule_search_locations
+    headers = Path(spec.submodule_search_locations[0]) / "include"
+    path = tmp_path_factory.mktemp("runner") / "runner"
+    source = Path(__file__).with_name("tvm_runner.cpp")
+    subprocess.run(
+        [f"{TRIPLE}-g++", "-std=c++17", f"-I{headers}", str(source), "-o", str(path),
+         f"-L{LIBRARIES}", "-ltvm_ffi", "-ldl"],
+        check=True, timeout=300,
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("name", ["small_vit", "small_conv"])
+def test_a_board_computes_the_model(
+    name: str, runner: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model: nn.Module = request.getfixturevalue(name)
+    (graph,) = graphs(model, (3, 32, 32))
+    export_tvm(graph, tmp_path / "m.tvm.so", triple=TRIPLE, batch=2)
+    (x,) = graph.example(2)
+    x.numpy().tofile(tmp_path / "in")
+    subprocess.run(
+        ["qemu-aarch64", "-L", f"/usr/{TRIPLE}", "-E", f"LD_LIBRARY_PATH={LIBRARIES}",
+         str(runner), str(tmp_path / "m.tvm.so"), str(tmp_path / "in"), str(tmp_path / "out"),
+         *(str(size) for size in x.shape)],
+        check=True, timeout=300, env={**os.environ, "TVM_NUM_THREADS": "1"},
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = model(x).numpy()
+    actual = np.fromfile(tmp_path / "out", np.float32).reshape(expected.shape)
+    assert np.abs(actual - expected).max() < 1e-5 * np.abs(expected).max()

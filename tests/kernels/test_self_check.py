@@ -1,0 +1,60 @@
+"""The kernels by themselves, for this processor and, emulated, for 64-bit ARM."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CROSS_COMPILER = "aarch64-linux-gnu-g++"
+EMULATOR = "qemu-aarch64"
+LIBRARIES = "/usr/aarch64-linux-gnu"  # where Debian and Ubuntu put the target's C library
+
+
+def build(folder: Path, *options: str) -> Path:
+    """Compile the kernels and their self check, with warnings as errors."""
+    for step in (
+        ["-S", str(HERE), "-B", str(folder), *options],
+        ["--build", str(folder)],
+    ):
+        result = subprocess.run(["cmake", *step], capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stdout + result.stderr
+    return folder / "self_check"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
+def test_every_instruction_set_agrees_with_the_reference_and_stays_in_bounds(
+    tmp_path: Path,
+) -> None:
+    sanitizers = "-fsanitize=address,undefined -fno-sanitize-recover=all"
+    program = build(tmp_path, "-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_CXX_FLAGS={sanitizers}")
+    result = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    assert result.stdout.startswith("ok "), result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which(CROSS_COMPILER) is None or shutil.which(EMULATOR) is None,
+    reason=f"needs {CROSS_COMPILER} and {EMULATOR}",
+)
+def test_arm_processors_agree_with_the_reference_in_an_emulator(tmp_path: Path) -> None:
+    program = build(
+        tmp_path,
+        "-DCMAKE_BUILD_TYPE=Release",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={CROSS_COMPILER}",
+    )
+    for processor, best in (("cortex-a53", "baseline"), ("cortex-a76", "dotprod"), ("max", "i8mm")):
+        result = subprocess.run(
+            [EMULATOR, "-cpu", processor, "-L", LIBRARIES, program],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.stdout.startswith("ok "), result.stdout + result.stderr
+        assert f"best instruction set {best}\n" in result.stdout
