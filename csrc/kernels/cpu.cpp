@@ -27,7 +27,9 @@ bool isa_supported(Isa isa) {
              __builtin_cpu_supports("avx512dq");
     case Isa::avx512vnni:
       return isa_supported(Isa::avx512) && __builtin_cpu_supports("avx512vnni") &&
-             __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+             __builtin_cpu_supports("avx512vbmi");
+    case Isa::avx512bf16:
+      return isa_supported(Isa::avx512vnni) && __builtin_cpu_supports("avx512bf16");
   }
   return false;
 }
@@ -42,6 +44,8 @@ std::string isa_name(Isa isa) {
       return "avx512";
     case Isa::avx512vnni:
       return "avx512vnni";
+    case Isa::avx512bf16:
+      return "avx512bf16";
     default:
       return "baseline";
   }

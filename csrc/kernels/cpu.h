@@ -4,16 +4,17 @@
 namespace vitlet {
 
 // Instruction sets a kernel may be compiled for, slowest first. x86-64: avxvnni is AVX2 with 8-bit
-// dot products; avx512vnni has those and bfloat16 ones at 512 bits. aarch64: NEON is the baseline,
-// and the other rows add its dot products and 8-bit matrix products. A kernel need not have every
-// row: a missing one is filled by the next lower that it has (see dispatch.h).
+// dot products; avx512vnni has those at 512 bits (Ice Lake on), avx512bf16 also bfloat16 ones (Zen
+// 4, Sapphire Rapids on). aarch64: NEON is the baseline, and the other rows add its dot products
+// and 8-bit matrix products. A kernel need not have every row: a missing one is filled by the next
+// lower that it has (see dispatch.h).
 #if defined(__aarch64__)
 enum class Isa { baseline, dotprod, i8mm };
 inline constexpr Isa all_isas[] = {Isa::baseline, Isa::dotprod, Isa::i8mm};
 #else
-enum class Isa { baseline, avx2, avxvnni, avx512, avx512vnni };
-inline constexpr Isa all_isas[] = {Isa::baseline, Isa::avx2, Isa::avxvnni, Isa::avx512,
-                                   Isa::avx512vnni};
+enum class Isa { baseline, avx2, avxvnni, avx512, avx512vnni, avx512bf16 };
+inline constexpr Isa all_isas[] = {Isa::baseline, Isa::avx2,       Isa::avxvnni,
+                                   Isa::avx512,   Isa::avx512vnni, Isa::avx512bf16};
 #endif
 
 // The best instruction set of this CPU, lowered by the environment variable VITLET_ISA (one of the
