@@ -1,9 +1,9 @@
 # A table of contents: every target calls a script in scripts/.
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo test lint types format wheel bench clean
+.PHONY: help venv install demo test test-arm lint types format wheel bench clean
 
 help: ## List the targets.
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 venv: ## Create .venv with the build tools in it.
 	@scripts/setup build
@@ -19,8 +19,13 @@ test: ## Everything that CI runs: lint, types, format, tests.
 	@scripts/system-packages
 	@scripts/setup dev
 	@scripts/check
-	@scripts/tvm-aarch64
 	@scripts/test
+	@scripts/test-arm
+
+test-arm: ## The part of it for 64-bit ARM: cross-built, in an emulator.
+	@scripts/system-packages
+	@scripts/setup dev
+	@scripts/test-arm
 
 lint: ## Ruff's rules.
 	@scripts/setup dev

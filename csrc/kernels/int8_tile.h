@@ -121,15 +121,22 @@ constexpr std::size_t tile_rows = 5;
 constexpr bool offset_rows(bool small) { return small; }
 #endif
 
+#if !defined(__AVXVNNI__)
+alignas(32) constexpr std::int16_t ones[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+#endif
+
+// acc += x . w over fours of bytes. In assembly, or gcc 12 keeps accumulators in memory.
 template <bool small>
 inline void dot(__m256i& acc, __m256i x, __m256i w) {
 #if defined(__AVXVNNI__)
   asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(x), "x"(w));
 #else
   // 2 * 255 * 64 and 2 * 128 * 127 both fit in 16 bits.
-  const __m256i pairs = small ? _mm256_maddubs_epi16(x, w)
-                              : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  const __m256i factor = small ? x : _mm256_abs_epi8(w), other = small ? w : _mm256_sign_epi8(x, w);
+  __m256i pairs;
+  asm("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+      : "+x"(acc), "=&x"(pairs)
+      : "x"(factor), "x"(other), "x"(_mm256_set1_epi16(1)));
 #endif
 }
 

@@ -30,21 +30,24 @@ inline __m512i code_table(bool wide) {
       0xffff, _mm_load_si128(reinterpret_cast<const __m128i*>(wide ? wide_codes : narrow_codes)));
 }
 
+#if !defined(__AVX512VNNI__)
+alignas(64) constexpr std::int16_t ones[32] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                               1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+#endif
+
 // acc += x . w over fours of bytes. In assembly, or gcc 12 keeps the accumulators in memory.
 template <bool small>
 inline void dot(__m512i& acc, __m512i x, __m512i w) {
 #if defined(__AVX512VNNI__)
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
 #else
+  const __m512i factor = small ? x : _mm512_abs_epi8(w);
+  const __m512i other =
+      small ? w : _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
   __m512i pairs;
-  if (small) {
-    pairs = _mm512_maddubs_epi16(x, w);
-  } else {
-    const __m512i signed_x =
-        _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
-    pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w), signed_x);
-  }
-  acc = _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  asm("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+      : "+v"(acc), "=&v"(pairs)
+      : "v"(factor), "v"(other), "m"(ones));
 #endif
 }
 

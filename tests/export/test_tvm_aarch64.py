@@ -19,6 +19,7 @@ from vitlet.export.tvm import export_tvm
 TRIPLE = "aarch64-linux-gnu"
 LIBRARIES = os.environ.get("VITLET_TVM_AARCH64", "")
 pytestmark = [
+    pytest.mark.arm,
     pytest.mark.skipif(
         not (Path(LIBRARIES) / "libtvm_runtime.so").is_file() or not LIBRARIES,
         reason="TVM's runtime for aarch64 is not there: scripts/tvm-aarch64 fetches it",
