@@ -1,12 +1,16 @@
 #pragma once
 // `static`, so that every instruction set's object has a copy of its own (see simd.h).
 
+#ifndef VITLET_ON_DEVICE
+#define VITLET_ON_DEVICE  // csrc/cuda compiles it for GPUs too
+#endif
+
 namespace vitlet {
 
 // x / 2 (1 + erf(x / sqrt(2))), within 4e-7 (relative to max(|x|, 1)). NaN stays NaN. Only
 // additions, multiplications and one division: the same bits on every processor when they are not
 // contracted.
-static inline float gelu(float x) {
+VITLET_ON_DEVICE static inline float gelu(float x) {
   float t = x * 0.70710678f;
   t = t < -4.0f ? -4.0f : t;
   t = t > 4.0f ? 4.0f : t;

@@ -1,0 +1,17 @@
+#include "shift_linear.cuh"
+
+#include "launchers.h"
+
+namespace vitlet::cuda {
+
+// kernels: RoundRows, MultiplyFewRows and MultiplyRows of shift_linear.cuh
+
+// launchers
+
+cudaError_t shift_linear(const LinearCall& call, cudaStream_t stream) {
+  Launch launch{stream};
+  plan_shift_linear(call, launch);
+  return launch.status;
+}
+
+}  // namespace vitlet::cuda
