@@ -67,7 +67,7 @@ struct ChosenSums {
     for (int item = thread; item < 8 * columns; item += threads) {
       const int group = item / columns, column = item % columns;
       float first[4], second[4];
-      const float(&numbers)[32][columns] = shared.numbers;
+      const float (&numbers)[32][columns] = shared.numbers;
       pair_sums(numbers[4 * group][column], numbers[4 * group + 1][column], signed_codes, first);
       pair_sums(numbers[4 * group + 2][column], numbers[4 * group + 3][column], signed_codes,
                 second);
@@ -76,7 +76,8 @@ struct ChosenSums {
     }
   }
 
-  VITLET_DEVICE static void add_chosen(int thread, int used_rows, const Shared& shared, Four* sums) {
+  VITLET_DEVICE static void add_chosen(int thread, int used_rows, const Shared& shared,
+                                       Four* sums) {
     const int quad = thread % quads, slot = thread / quads;
     VITLET_UNROLL
     for (int j = 0; j < per_thread; ++j) {
@@ -84,8 +85,8 @@ struct ChosenSums {
       const std::uint32_t word = shared.words[slot + slots * j];
       VITLET_UNROLL
       for (int group = 0; group < 8; ++group)
-        add(sums[j], *reinterpret_cast<const Four*>(
-                         &shared.table[group][word >> 4 * group & 15][4 * quad]));
+        add(sums[j],
+            *reinterpret_cast<const Four*>(&shared.table[group][word >> 4 * group & 15][4 * quad]));
     }
   }
 
@@ -248,7 +249,8 @@ struct ApplyQueries {
   }
 
   // v / 2 + sums / pi, and its squares.
-  VITLET_DEVICE void blend(const float* values_of_row, int count, Four& sums, float& squares) const {
+  VITLET_DEVICE void blend(const float* values_of_row, int count, Four& sums,
+                           float& squares) const {
     const Four value = load_four(values_of_row, count, whole);
     VITLET_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -328,8 +330,8 @@ struct ApplyQueries {
       for (int t = 0; t < static_cast<int>(token_taps); ++t) {
         const int other = token + t - static_cast<int>(token_taps) / 2;
         if (other < 0 || other >= tokens) continue;
-        const Four value = load_four(v + (head * tokens + other) * values + column,
-                                     values - column, whole);
+        const Four value =
+            load_four(v + (head * tokens + other) * values + column, values - column, whole);
         VITLET_UNROLL
         for (int i = 0; i < 4; ++i) sum.v[i] += tap[t] * value.v[i];
       }

@@ -32,6 +32,9 @@
 #define VITLET_KEEP_ROLLED
 #endif
 
+// Now that VITLET_ON_DEVICE is known.
+#include "gelu.h"
+
 namespace vitlet::cuda {
 
 constexpr int warp = 32;
@@ -169,8 +172,19 @@ struct GpuRun {
   }
 };
 
+// Blocks that a multiprocessor's registers must have room for: Kernel::resident, if it is there.
+template <typename Kernel, typename = void>
+struct Resident {
+  static constexpr int blocks = 1;
+};
 template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::threads) run_kernel(const __grid_constant__ Kernel k) {
+struct Resident<Kernel, decltype(void(Kernel::resident))> {
+  static constexpr int blocks = Kernel::resident;
+};
+
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::threads, Resident<Kernel>::blocks)
+    run_kernel(const __grid_constant__ Kernel k) {
   __shared__ typename Kernel::Shared shared;
   typename Kernel::Registers registers;
   GpuRun<typename Kernel::Registers> run{static_cast<int>(threadIdx.x), registers};

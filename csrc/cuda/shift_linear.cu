@@ -1,6 +1,5 @@
-#include "shift_linear.cuh"
-
 #include "launchers.h"
+#include "shift_linear.cuh"
 
 namespace vitlet::cuda {
 

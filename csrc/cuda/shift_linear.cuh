@@ -1,7 +1,5 @@
 #pragma once
 #include "phases.cuh"
-
-#include "gelu.h"
 #include "shift_linear.h"
 
 // shift_linear for GPUs: rows are rounded to bytes as on a processor, products of 16 x 8 x 32 bytes
@@ -66,8 +64,7 @@ struct RoundRows {
       for (int i = 1; i < threads / warp; ++i) most = fmaxf(most, shared.most[i]);
       const bool zero = !(most >= 0x1p-100f && most < INFINITY);
       const float inverse = zero ? 0.0f : 127.0f / most;
-      if (thread == 0)
-        row_scale[block] = !zero ? most / 127.0f : most < INFINITY ? 0.0f : NAN;
+      if (thread == 0) row_scale[block] = !zero ? most / 127.0f : most < INFINITY ? 0.0f : NAN;
       for (int w = thread; w < words; w += threads) {
         std::uint32_t bytes = 0;
         if (!zero && 4 * w < inputs) {

@@ -33,16 +33,6 @@ std::size_t part_space(const LinearWeight& weight) {
 
 }  // namespace
 
-std::size_t padded_inputs(std::size_t inputs) { return round_up(inputs, 8); }
-
-std::size_t padded_columns(WeightFormat format, std::size_t outputs) {
-  return format == WeightFormat::wide ? round_up(outputs, 32) * 2 : round_up(outputs, 64);
-}
-
-std::size_t panel_bytes(WeightFormat format, std::size_t inputs) {
-  return padded_inputs(inputs) * (format == WeightFormat::dense ? 64 : 32);
-}
-
 std::size_t shift_linear_workspace(std::size_t rows, const LinearWeight& weight, int threads) {
   return round_up(rows * padded_inputs(weight.inputs), 64) + round_up(rows * sizeof(float), 64) +
          parts_of(rows, weight, threads) * part_space(weight);

@@ -87,8 +87,8 @@ std::size_t check_attention(bool few) {
     for (std::size_t bits : all_bits)
       for (std::size_t values : {1, 32, 33, 64, 130}) {
         const std::size_t form = ++checks;
-        const Case c{tokens,        bits,          values,       form % 2 == 0, form % 3 == 0,
-                     form % 5 == 0, form % 7 == 0};
+        const Case c{tokens,        bits,          values,       form % 2 == 0,
+                     form % 3 == 0, form % 5 == 0, form % 7 == 0};
         if (agrees(c, !c.output && form % 4 == 1)) continue;
         std::printf("attention differs: %zu tokens, %zu bits, %zu values, check %zu\n", tokens,
                     bits, values, form);

@@ -64,8 +64,8 @@ bool agrees(const Case& c, std::size_t rows, bool with_bias, Activation activati
   std::copy(c.x.begin(), c.x.end(), x.begin() + misaligned);
   const std::size_t bytes = cuda::shift_linear_workspace(rows, c.weight.inputs);
   std::vector<Aligned> workspace((bytes + 15) / 16);
-  const cuda::LinearCall call{x.data() + misaligned, rows,       c.weight,        bias,
-                              activation,            got.data(), workspace.data()};
+  const cuda::LinearCall call{x.data() + misaligned, rows, c.weight, bias, activation, got.data(),
+                              workspace.data()};
   cuda::plan_shift_linear(call, cuda::HostLaunch{backwards});
   for (std::size_t i = 0; i < got.size(); ++i) {
     if (std::isnan(expected[i]) && std::isnan(got[i])) continue;
