@@ -221,6 +221,7 @@ struct ApplyQueries {
   using Sums = ChosenSums<columns>;
   using Shared = typename Sums::Shared;
   static constexpr int threads = Sums::threads, loads = 32 * columns / threads;
+  static constexpr int resident = 512 / threads;
   const std::uint64_t* q;
   const float *kv, *v, *taps;
   float* out;
