@@ -1,6 +1,6 @@
 #pragma once
 #include "binary_attention_task.h"
-#include "phases.cuh"
+#include "chosen_sums.cuh"
 
 // binary_linear_attention for GPUs, the exact form: sums in float32. As on a processor, rows of
 // bits choose rows of numbers, four bits at a time among the 16 sums that four rows can have:
@@ -47,58 +47,6 @@ inline std::size_t binary_linear_attention_workspace(const BinaryAttention& t) {
   const AttentionSizes s = attention_sizes(t);
   return s.product() * sizeof(float) * (s.chunks == 1 ? 1 : s.chunks + 1);
 }
-
-// Sums of rows of `numbers` that 32 bits of each of up to 128 rows choose. A thread has four
-// columns of every sixteenth row.
-template <int columns>
-struct ChosenSums {
-  static constexpr int quads = columns / 4, slots = 16, threads = quads * slots;
-  static constexpr int per_thread = 8, rows = slots * per_thread;
-
-  struct alignas(16) Shared {
-    float numbers[32][columns];
-    float table[8][16][columns];  // for every four numbers
-    std::uint32_t words[rows];
-  };
-
-  // A bit that is not set takes its number off if signed_codes, and else leaves it out.
-  VITLET_DEVICE static void fill_table(int thread, bool signed_codes, Shared& shared) {
-    VITLET_UNROLL
-    for (int item = thread; item < 8 * columns; item += threads) {
-      const int group = item / columns, column = item % columns;
-      float first[4], second[4];
-      const float (&numbers)[32][columns] = shared.numbers;
-      pair_sums(numbers[4 * group][column], numbers[4 * group + 1][column], signed_codes, first);
-      pair_sums(numbers[4 * group + 2][column], numbers[4 * group + 3][column], signed_codes,
-                second);
-      VITLET_UNROLL
-      for (int i = 0; i < 16; ++i) shared.table[group][i][column] = first[i % 4] + second[i / 4];
-    }
-  }
-
-  VITLET_DEVICE static void add_chosen(int thread, int used_rows, const Shared& shared,
-                                       Four* sums) {
-    const int quad = thread % quads, slot = thread / quads;
-    VITLET_UNROLL
-    for (int j = 0; j < per_thread; ++j) {
-      if (slots * j >= used_rows) break;
-      const std::uint32_t word = shared.words[slot + slots * j];
-      VITLET_UNROLL
-      for (int group = 0; group < 8; ++group)
-        add(sums[j],
-            *reinterpret_cast<const Four*>(&shared.table[group][word >> 4 * group & 15][4 * quad]));
-    }
-  }
-
- private:
-  VITLET_DEVICE static void pair_sums(float a, float b, bool signed_codes, float (&sums)[4]) {
-    const float no_a = signed_codes ? -a : 0.0f, no_b = signed_codes ? -b : 0.0f;
-    sums[0] = no_a + no_b;
-    sums[1] = a + no_b;
-    sums[2] = no_a + b;
-    sums[3] = a + b;
-  }
-};
 
 // K^T V of one chunk of tokens, one head and one panel.
 template <int columns>
@@ -220,8 +168,7 @@ template <int columns>
 struct ApplyQueries {
   using Sums = ChosenSums<columns>;
   using Shared = typename Sums::Shared;
-  static constexpr int threads = Sums::threads, loads = 32 * columns / threads;
-  static constexpr int resident = 512 / threads;
+  static constexpr int threads = Sums::threads, resident = 512 / threads;
   const std::uint64_t* q;
   const float *kv, *v, *taps;
   float* out;
@@ -287,13 +234,14 @@ struct ApplyQueries {
       }
       run.warp_phase([&](int thread, Registers& r) {
         const int column = panel * columns + thread % Sums::quads * 4;
+        const int token = first + thread / Sums::quads;
+        std::size_t at = (head * tokens + token) * values + column;
         VITLET_UNROLL
         for (int j = 0; j < Sums::per_thread; ++j) {
-          const int token = first + thread / Sums::quads + Sums::slots * j;
-          if (token >= tokens || column >= values) continue;
-          const std::size_t at = (head * tokens + token) * values + column;
+          if (token + Sums::slots * j >= tokens || column >= values) break;
           if (taps != nullptr) blend(v + at, values - column, r.sums[j], r.squares[j]);
           store_four(out + at, r.sums[j], values - column, whole);
+          at += static_cast<std::size_t>(Sums::slots) * values;
         }
       });
     }

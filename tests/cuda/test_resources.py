@@ -33,7 +33,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 @pytest.mark.slow
 @needs_nvcc
 def test_no_kernel_spills_on_the_oldest_and_a_newer_architecture() -> None:
-    result = run("--arch", "75", "90")
+    result = run("--arch", "75,90")
     assert result.returncode == 0, result.stdout + result.stderr
     lines = result.stdout.splitlines()
     assert {line.split()[0] for line in lines[2:-1]} == KERNELS
