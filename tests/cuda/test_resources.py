@@ -43,10 +43,10 @@ def test_no_kernel_spills_on_the_oldest_and_a_newer_architecture() -> None:
 def test_local_memory_is_found(tmp_path: Path) -> None:
     source = tmp_path / "local.cu"
     source.write_text(
-        "__global__ void local(float* x, int n) {\n"
-        "  float kept[64];\n"
-        "  for (int i = 0; i < 64; ++i) kept[i] = x[i];\n"
-        "  x[n] = kept[n & 63];\n"
+        "__global__ void local(const int* places, int* out, int n) {\n"
+        "  int counts[64] = {};\n"
+        "  for (int i = 0; i < n; ++i) ++counts[places[i] & 63];\n"
+        "  for (int i = 0; i < 64; ++i) out[i] = counts[i];\n"
         "}\n",
         "utf-8",
     )

@@ -22,18 +22,18 @@ __all__ = [
     "DeviceLinearWeight",
     "additive_token_mixer",
     "additive_token_mixer_workspace",
-    "available",
     "binary_linear_attention",
     "binary_linear_attention_workspace",
     "shift_linear",
     "shift_linear_workspace",
+    "unavailable_reason",
 ]
 
 _FLOAT, _BYTE, _WORD = ("<f4",), ("|u1",), ("<u8", "<i8")
 
 
-def available() -> str:
-    """Return "" if the kernels can run here, or why not."""
+def unavailable_reason() -> str:
+    """Return why the kernels cannot run here, or "" if they can."""
     try:
         return "" if _extension().device_count() > 0 else "no CUDA device is visible"
     except MissingDependencyError as error:
