@@ -31,7 +31,10 @@ def build(folder: Path, sanitizers: str, sources: Path = ROOT / "csrc" / "cuda")
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=600)
+    result = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=600)
+    if "unexpected memory mapping" in result.stderr:
+        pytest.skip("this kernel's address randomization is more than ThreadSanitizer can take")
+    return result
 
 
 OPS = ("linear", "attention", "mixer")
