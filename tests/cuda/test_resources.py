@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "cuda-resources"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "cuda-resources"
+CUDA = ROOT / "csrc" / "cuda"
 KERNELS = {
     "AddChunks", "ApplyQueries<32>", "ApplyQueries<64>", "GateChannels", "GatePositions",
     "GatherValues<32>", "GatherValues<64>", "MeanOfChannel", "MixContext", "MultiplyFewRows",
@@ -59,3 +62,22 @@ def test_without_nvcc_it_says_that_nothing_was_checked() -> None:
     result = run(CUDACXX="no-such-nvcc")
     assert result.returncode == 0
     assert result.stdout.startswith("[cuda-resources] skipped: there is no nvcc")
+
+
+@pytest.mark.slow
+@needs_nvcc
+@pytest.mark.parametrize(("arch", "product"), [("75", "m8n8k16"), ("90", "m16n8k32")])
+def test_linear_rounds_every_operation_and_multiplies_on_tensor_cores(
+    arch: str, product: str, tmp_path: Path
+) -> None:
+    """Its float operations give the processor's bits only if none is contracted."""
+    build = (CUDA / "CMakeLists.txt").read_text("utf-8")
+    options = re.search(r"shift_linear\.cu PROPERTIES COMPILE_OPTIONS (.*)\)", build)
+    assert options is not None and f'"{options[1]}"' in SCRIPT.read_text("utf-8")
+    command = ["nvcc", "-std=c++17", "-O3", options[1], f"-arch=sm_{arch}", "-ptx"]
+    command += [f"-I{CUDA}", f"-I{ROOT / 'csrc' / 'kernels'}", "-o", str(tmp_path / "linear.ptx")]
+    subprocess.run([*command, str(CUDA / "shift_linear.cu")], check=True, timeout=300)
+    code = (tmp_path / "linear.ptx").read_text("utf-8")
+    assert f"mma.sync.aligned.{product}.row.col.s32.s8.s8.s32" in code
+    assert "mul.f32" in code or "mul.rn.f32" in code
+    assert not re.search(r"\bfma\.", code)
