@@ -13,11 +13,13 @@ from torch import Tensor
 
 from vitlet.errors import ShapeError, UsageError
 from vitlet.ops.torch_attention import binary_linear_attention, pack_bits
+from vitlet.ops.torch_hamming import hamming_attention
 from vitlet.ops.torch_linear import int8_linear, shift_linear
 
 __all__ = [
     "additive_token_mixer",
     "binary_linear_attention",
+    "hamming_attention",
     "int8_linear",
     "mixer_in_torch",
     "pack_bits",
