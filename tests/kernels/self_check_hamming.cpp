@@ -59,11 +59,11 @@ std::size_t check_hamming() {
   std::size_t checks = 0;
   for (Isa isa : all_isas) {
     if (!isa_supported(isa)) continue;
-    for (std::size_t bits : {1, 32, 61, 64, 128})
-      for (std::size_t tokens : {1, 12, 29, 64, 530})
+    for (std::size_t bits : {1, 61, 64, 128})
+      for (std::size_t tokens : {1, 12, 29, 530})
         for (std::size_t values : {1, 7, 33, 64})
           for (int form = 0; form < 4; ++form) {
-            if (tokens > 64 && (bits != 64 || values != 33)) continue;
+            if (tokens > 500 && (bits != 64 || values != 33 || form > 0)) continue;
             ++checks;
             if (agrees(tokens, bits, values, form, isa)) continue;
             std::printf("%s differs: Hamming attention of %zu tokens, %zu bits, %zu values, %d\n",
