@@ -46,6 +46,54 @@ VITLET_INLINE void turn(std::uint64_t* words, std::size_t count) {
   }
 }
 
+#elif defined(__AVX2__)
+
+// Byte b of words j, j + 1, ..., j + 31 to vector b.
+VITLET_INLINE void gather_bytes(const std::uint64_t* words, __m256i* bytes) {
+  const __m256i pairs = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
+  __m256i a[8], b[8];
+  VITLET_UNROLL
+  for (int i = 0; i < 8; ++i) {  // words 2 i and 2 i + 1, and those 16 further, byte by byte
+    const __m128i low = read<__m128i>(words + 2 * i), high = read<__m128i>(words + 16 + 2 * i);
+    a[i] = _mm256_shuffle_epi8(_mm256_set_m128i(high, low), pairs);
+  }
+  VITLET_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    b[i] = _mm256_unpacklo_epi16(a[2 * i], a[2 * i + 1]);
+    b[i + 4] = _mm256_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
+  }
+  VITLET_UNROLL
+  for (int i = 0; i < 8; i += 4) VITLET_UNROLL
+  for (int k = 0; k < 2; ++k) {
+    a[i + k] = _mm256_unpacklo_epi32(b[i + 2 * k], b[i + 2 * k + 1]);
+    a[i + k + 2] = _mm256_unpackhi_epi32(b[i + 2 * k], b[i + 2 * k + 1]);
+  }
+  VITLET_UNROLL
+  for (int i = 0; i < 8; i += 2) {
+    bytes[i] = _mm256_unpacklo_epi64(a[i], a[i + 1]);
+    bytes[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 1]);
+  }
+}
+
+// Then a bit is taken from 32 bytes at once.
+VITLET_INLINE void turn(std::uint64_t* words, std::size_t count) {
+  __m256i first[8], second[8];
+  gather_bytes(words, first);
+  gather_bytes(words + 32, second);
+  for (std::size_t i = 0; i < 8 && 8 * i < count; ++i) {
+    __m256i low = first[i], high = second[i];
+    VITLET_UNROLL
+    for (std::size_t bit = 8; bit-- > 0;) {
+      words[8 * i + bit] = std::uint64_t{static_cast<std::uint32_t>(_mm256_movemask_epi8(high))}
+                               << 32 |
+                           static_cast<std::uint32_t>(_mm256_movemask_epi8(low));
+      low = _mm256_add_epi8(low, low);
+      high = _mm256_add_epi8(high, high);
+    }
+  }
+}
+
 #else
 
 template <int j>

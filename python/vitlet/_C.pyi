@@ -19,6 +19,17 @@ def binary_linear_attention(
     threads: int = 1,
     isa: str = "",
 ) -> NDArray[np.float32]: ...
+def hamming_attention(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    bits: int,
+    *,
+    scale: float,
+    signed: bool = True,
+    threads: int = 1,
+    isa: str = "",
+) -> NDArray[np.float32]: ...
 def resize_normalize(
     image: NDArray[Any],
     resized: tuple[int, int],

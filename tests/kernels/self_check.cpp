@@ -75,6 +75,9 @@ int main() {
   const std::size_t attention = check_binary_attention();
   if (attention == 0) return 1;
   checks += attention;
+  const std::size_t hamming = check_hamming();
+  if (hamming == 0) return 1;
+  checks += hamming;
   const std::size_t mixer = check_mixer();
   if (mixer == 0) return 1;
   checks += mixer;

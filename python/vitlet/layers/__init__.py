@@ -1,5 +1,6 @@
 """Torch modules, one idea per file."""
 
 from vitlet.layers.additive_token_mixer import AdditiveTokenMixer
+from vitlet.layers.shift_linear import ShiftLinear
 
-__all__ = ["AdditiveTokenMixer"]
+__all__ = ["AdditiveTokenMixer", "ShiftLinear"]

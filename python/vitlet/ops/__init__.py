@@ -2,6 +2,7 @@
 
 from vitlet.ops.additive_token_mixer import MixerWeights, additive_token_mixer
 from vitlet.ops.binary_linear_attention import PackedBits, binary_linear_attention, pack_bits
+from vitlet.ops.hamming_attention import hamming_attention
 from vitlet.ops.resize_normalize import resize_crop, resize_normalize
 from vitlet.ops.shift_linear import (
     Int8Weight,
@@ -19,6 +20,7 @@ __all__ = [
     "ShiftWeight",
     "additive_token_mixer",
     "binary_linear_attention",
+    "hamming_attention",
     "int8_linear",
     "pack_bits",
     "pack_int8_weight",

@@ -1,6 +1,6 @@
 """The operators in torch, as `torch.ops.vitlet.NAME`: whole in `torch.export`, differentiable.
 
-Importing this module registers them.
+Importing this module registers all of them; the mixer's stands here.
 """
 
 from __future__ import annotations
@@ -12,8 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitlet.errors import ShapeError, UsageError
+from vitlet.ops.torch_attention import binary_linear_attention, pack_bits
+from vitlet.ops.torch_hamming import hamming_attention
+from vitlet.ops.torch_linear import int8_linear, shift_linear
 
-__all__ = ["additive_token_mixer", "mixer_in_torch"]
+__all__ = [
+    "additive_token_mixer",
+    "binary_linear_attention",
+    "hamming_attention",
+    "int8_linear",
+    "mixer_in_torch",
+    "pack_bits",
+    "shift_linear",
+]
 
 PRECISIONS = ("fp32", "bf16")
 MIXER_WEIGHTS = 14
