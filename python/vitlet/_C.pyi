@@ -82,3 +82,20 @@ def additive_token_mixer(
     threads: int = 1,
     isa: str = "",
 ) -> NDArray[np.float32]: ...
+def pack_depthwise(
+    weight: NDArray[np.float32], bias: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]: ...
+def depthwise_conv2d(
+    x: NDArray[Any],
+    packed: NDArray[np.float32],
+    multiplier: int,
+    kernel: tuple[int, int],
+    *,
+    stride: int = 1,
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    activation: str = "none",
+    residual: NDArray[Any] | None = None,
+    layout: str = "nhwc",
+    threads: int = 1,
+    isa: str = "",
+) -> NDArray[np.float32]: ...
