@@ -153,10 +153,19 @@ std::size_t input_channels(const DepthwiseJob& job, const Input& input) {
   return (input.offset + input.used - 1) / job.shape.multiplier + 1;
 }
 
+// Some lanes of one pixel.
+inline void copy_lanes(const float* from, std::size_t used, float* to) {
+  std::size_t i = 0;
+  for (; i + 4 <= used; i += 4) store_x4(to + i, load_x4(from + i));
+  for (; i < used; ++i) to[i] = from[i];
+}
+
 // Copies one pixel's channels, each `multiplier` times.
 inline void copy_pixel(const float* from, std::size_t multiplier, const Input& input, float* to) {
   if (multiplier == 1 && input.used == lanes) {
     UNROLL for (std::size_t i = 0; i < lanes; i += lanes_f32) store_f32(to + i, load_f32(from + i));
+  } else if (multiplier == 1) {
+    copy_lanes(from, input.used, to);
   } else if (multiplier == 2 && input.used == lanes) {
     UNROLL for (int half = 0; half < 2; ++half) {
       const F32x4 four = load_x4(from + 4 * half);
@@ -187,8 +196,13 @@ void copy_row(const DepthwiseJob& job, const Scratch& scratch, Input& input, std
   const std::size_t room = job.ring_row / lanes;
   const std::size_t most = room > s.left ? room - s.left : 0;
   const std::size_t count = s.width < most ? s.width : most;
-  for (std::size_t i = 0; i < count; ++i)
+  // Pixels of many channels are too far apart for the processor to foresee the next row.
+  const std::size_t ahead =
+      s.layout == DepthwiseLayout::nhwc && y + 1 < s.height ? s.width * stride : 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    __builtin_prefetch(from + i * stride + ahead);
     copy_pixel(from + i * stride, s.multiplier, input, to + i * lanes);
+  }
 }
 
 // ---- results ----------------------------------------------------------------------------------
@@ -211,7 +225,7 @@ void put_pixels(const DepthwiseJob& job, const float* values, std::size_t first,
                 std::size_t outputs) {
   float* y = job.y + first;
   for (std::size_t i = 0; i < job.out_width; ++i, values += lanes) {
-    std::memcpy(y + i * outputs, values, used * sizeof(float));
+    copy_lanes(values, used, y + i * outputs);
     if (job.residual != nullptr) add(job.residual + first + i * outputs, used, y + i * outputs);
   }
 }
@@ -219,7 +233,10 @@ void put_pixels(const DepthwiseJob& job, const float* values, std::size_t first,
 void put_planes(const DepthwiseJob& job, const float* values, std::size_t first, std::size_t used,
                 std::size_t pixels) {
   const std::size_t plane = job.out_height * job.out_width;
-  transpose(values, lanes, pixels, used, job.y + first, plane);
+  // Four planes at a time: more may fall on the same cache set.
+  for (std::size_t c = 0; c < used; c += 4)
+    transpose(values + c, lanes, pixels, used - c < 4 ? used - c : 4, job.y + first + c * plane,
+              plane);
   if (job.residual == nullptr) return;
   for (std::size_t c = 0; c < used; ++c)
     add(job.residual + first + c * plane, pixels, job.y + first + c * plane);
