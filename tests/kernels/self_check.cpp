@@ -81,6 +81,9 @@ int main() {
   const std::size_t mixer = check_mixer();
   if (mixer == 0) return 1;
   checks += mixer;
+  const std::size_t depthwise = check_depthwise();
+  if (depthwise == 0) return 1;
+  checks += depthwise;
   std::printf("ok %zu checks, best instruction set %s\n", checks, isa_name(active_isa()).c_str());
   return 0;
 }
