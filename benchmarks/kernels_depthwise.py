@@ -9,9 +9,9 @@ timed in turn in one process on one processor core, in microseconds of that thre
 (with --threads, of wall clock on so many cores):
 
     nhwc, nchw      vitlet.ops.depthwise_conv2d in that layout
-    ONNX Runtime    the layer as vitlet's exporter writes it, with bound inputs and outputs. It turns
-                    the map to blocks of channels and back ...
-    ... of four     ... so also a quarter of the time of four such layers in one file, which turns
+    ONNX Runtime    the layer as vitlet's exporter writes it, with bound inputs and outputs. It
+                    turns the map to blocks of channels and back ...
+    of four         ... so also a quarter of the time of four such layers in one file, which turns
                     once (stride 1, as many channels out as in)
     torch           float32, in channels-last order
 
