@@ -22,7 +22,7 @@ constexpr std::size_t lanes = depthwise_block;
 
 // Pixels of a tile: their sums, a row of taps and one input stay in registers.
 #if defined(__AVX512F__)
-constexpr int tile_pixels = 16;
+constexpr int tile_pixels = 12;
 #elif defined(__AVX__) || defined(__aarch64__)
 constexpr int tile_pixels = 8;
 #else
