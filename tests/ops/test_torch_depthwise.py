@@ -51,15 +51,13 @@ def test_a_strided_input_is_read_right() -> None:
     torch.testing.assert_close(convolve(strided, weight, bias, 1, [0, 0]), expected)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_torch_accepts_the_registration(order: Any, activation: str) -> None:
+def test_torch_accepts_the_registration() -> None:
     x, weight, bias = given()
-    x = x.to(memory_format=order)
     for tensor in (x, weight, bias):
         tensor.requires_grad_()
-    torch.library.opcheck(depthwise_conv2d, (x, weight, bias, 2, [1, 1], activation))
-    torch.library.opcheck(depthwise_conv2d, (x, weight, None, 1, [0, 1, 2, 3], activation))
+    torch.library.opcheck(depthwise_conv2d, (x, weight, bias, 2, [1, 1], "gelu"))
+    last = x.detach().to(memory_format=torch.channels_last)
+    torch.library.opcheck(depthwise_conv2d, (last, weight, None, 1, [0, 1, 2, 3], "relu"))
 
 
 @pytest.mark.parametrize("activation", ["none", "gelu"])
