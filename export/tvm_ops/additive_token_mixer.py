@@ -17,6 +17,7 @@ from vitlet.errors import ShapeError
 from vitlet.export.tvm_ops import loops
 from vitlet.export.tvm_schedule import Tile
 
+NAME = "additive_token_mixer"
 LANES = 16
 WEIGHTS = 14  # of the torch operator
 _Array = NDArray[np.float32]
@@ -203,7 +204,7 @@ def schedule_cpu(function: Any, tile: Tile, pixels: int) -> Any:
         schedule.compute_at(block(name), both)
         schedule.vectorize(list(schedule.get_loops(block(name)))[-1])
     schedule.parallel(schedule.fuse(*list(schedule.get_loops(block("out")))[:2]))
-    return loops.finish(schedule)
+    return loops.finish(schedule, NAME)
 
 
 def _sum_loops(schedule: Any, block: Any) -> list[Any]:
@@ -217,7 +218,7 @@ def schedule_cuda(function: Any) -> Any:
     schedule = loops.begin(function)
     for name in loops.block_names(schedule):
         loops.bind(schedule, name)
-    return loops.finish(schedule)
+    return loops.finish(schedule, NAME)
 
 
 def _nine(source: Any, taps: Any, b: Any, c: Any, at: Any, y: Any, x: Any, i: Any) -> Any:

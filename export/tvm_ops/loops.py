@@ -41,10 +41,12 @@ def begin(function: Any) -> Any:
     return schedule
 
 
-def finish(schedule: Any) -> Any:
-    """Return the scheduled function, marked so that no later pass touches its loops."""
+def finish(schedule: Any, name: str) -> Any:
+    """Return the scheduled function under a name, marked so that no later pass touches its loops."""
     function = schedule.mod["main"]
-    return function.with_attr({"tirx.is_scheduled": True, "op_pattern": _OPAQUE})
+    return function.with_attr(
+        {"global_symbol": name, "tirx.is_scheduled": True, "op_pattern": _OPAQUE}
+    )
 
 
 def block_names(schedule: Any) -> list[str]:

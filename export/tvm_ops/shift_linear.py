@@ -20,6 +20,7 @@ from vitlet.ops import Int8Weight, ShiftWeight
 Format = Literal["shift", "wide", "dense"]
 Dot = Literal["float32", "dp4a"]
 
+NAME = "shift_linear"
 _EXACT = 1024  # products of a byte and a weight that float32 adds without rounding
 _INFINITY, _MAGNITUDE = 0x7F800000, 0x7FFFFFFF  # of a float32's bits
 _LEAST = 2.0**-100  # a row below it counts as zero
@@ -114,7 +115,7 @@ def schedule_cpu(function: Any, tile: Tile, rows: int | None) -> Any:
         if name in ("rounded", "total", "out", "activated"):
             loops.spread(schedule, name, 16)
     schedule.parallel(schedule.get_loops(schedule.get_sblock("top"))[0])
-    return loops.finish(schedule)
+    return loops.finish(schedule, NAME)
 
 
 def schedule_cuda(function: Any) -> Any:
@@ -136,7 +137,7 @@ def schedule_cuda(function: Any) -> Any:
     for name in loops.block_names(schedule):
         if name in ("top", "rounded", "out", "activated"):
             loops.bind(schedule, name)
-    return loops.finish(schedule)
+    return loops.finish(schedule, NAME)
 
 
 def _row_sizes(x: Any, rows: Any, inputs: int) -> tuple[Any, Any]:
