@@ -35,7 +35,9 @@ def define_pack(batch: int | None, heads: int, tokens: int, bits: int) -> Any:
 
     def word(b: Any, h: Any, t: Any, w: Any) -> Any:
         place = w * 64 + bit
-        above = tirx.if_then_else(place < bits, x[b, h, t, place] > threshold[h], tirx.const(0, "bool"))
+        above = tirx.if_then_else(
+            place < bits, x[b, h, t, place] > threshold[h], tirx.const(0, "bool")
+        )
         return te.sum(tirx.Cast("int64", above) << tirx.Cast("int64", bit), axis=bit)
 
     packed = te.compute((n, heads, tokens, -(-bits // 64)), word, "packed")

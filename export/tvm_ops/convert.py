@@ -141,7 +141,9 @@ def _mixer(call: _Call) -> Any:
     channels, height, width = call.sizes(x, 1)
     if call.converter.extern:
         plain = [weight.reshape(_plain(weight)) for weight in weights]
-        q, k = (MixerGate(*plain[i : i + 2], plain[i + 2].reshape(-1), plain[i + 3]) for i in (2, 6))
+        q, k = (
+            MixerGate(*plain[i : i + 2], plain[i + 2].reshape(-1), plain[i + 3]) for i in (2, 6)
+        )
         packed = MixerWeights(plain[0], plain[1], q, k, *plain[10:])
         precision = options["precision"]
         arguments = [x, *_constants(packed.packed(precision).reshape(-1))]
@@ -208,9 +210,7 @@ def _attention(call: _Call) -> Any:
     values = call.sizes(v, 3)[0]
     batch, signed, exact = _first(q), bool(options["signed"]), bool(options["exact"])
     levels = [
-        np.zeros(heads, np.float32)
-        if options[name] is None
-        else call.weight(options[name], name)
+        np.zeros(heads, np.float32) if options[name] is None else call.weight(options[name], name)
         for name in ("q_threshold", "k_threshold")
     ]
     taps = [] if options["taps"] is None else [call.weight(options["taps"], "taps")]
