@@ -32,9 +32,9 @@ def pack_weights(weights: Sequence[_Array]) -> list[_Array]:
     if len(weights) != WEIGHTS or len({weight.shape[0] for weight in weights[-4:]}) != 1:
         raise ShapeError(f"[additive_token_mixer] expected a mixer's {WEIGHTS} weights")
     channels = len(weights[-1])
-    qkv = weights[0].reshape(3, channels, channels)
     gates = [weights[2:6], weights[6:10]]
     try:
+        qkv = weights[0].reshape(3, channels, channels)
         return [
             _blocks(qkv).reshape(-1, channels, LANES),
             _blocks(weights[1].reshape(3, channels, 1)).reshape(-1, LANES),
@@ -214,7 +214,7 @@ def _sum_loops(schedule: Any, block: Any) -> list[Any]:
 
 
 def schedule_cuda(function: Any) -> Any:
-    """Return the definition as CUDA kernels, one thread to a number, neighbours in memory abreast."""
+    """Return the definition as CUDA kernels, one thread to a number."""
     schedule = loops.begin(function)
     for name in loops.block_names(schedule):
         loops.bind(schedule, name)

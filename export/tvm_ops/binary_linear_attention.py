@@ -110,7 +110,7 @@ def define(
         "sums",
     )
     if step is None:
-        kv, unit = (lambda b, h, i, j: sums[b, h, 0, i, j]), (lambda b, h, j: _f32(1))
+        kv, unit = _as_they_are(sums)
     else:
         kv, unit = _to_whole(sums, step, bits)
     looked_up = _look_up(q, kv, bits, columns, signed)
@@ -198,6 +198,10 @@ def _rounded(n: Any, heads: int, blocks: int, columns: int, value: Any) -> tuple
         return tirx.if_then_else(finite, number, _f32(0))
 
     return whole, step
+
+
+def _as_they_are(sums: Any) -> tuple[Any, Any]:
+    return (lambda b, h, i, j: sums[b, h, 0, i, j]), (lambda b, h, j: _f32(1))
 
 
 def _to_whole(sums: Any, step: Any, bits: int) -> tuple[Any, Any]:

@@ -142,7 +142,8 @@ def _mixer(call: _Call) -> Any:
     if call.converter.extern:
         plain = [weight.reshape(_plain(weight)) for weight in weights]
         q, k = (
-            MixerGate(*plain[i : i + 2], plain[i + 2].reshape(-1), plain[i + 3]) for i in (2, 6)
+            MixerGate(plain[i], plain[i + 1], plain[i + 2].reshape(-1), plain[i + 3])
+            for i in (2, 6)
         )
         packed = MixerWeights(plain[0], plain[1], q, k, *plain[10:])
         precision = options["precision"]

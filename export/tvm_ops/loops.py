@@ -42,7 +42,7 @@ def begin(function: Any) -> Any:
 
 
 def finish(schedule: Any, name: str) -> Any:
-    """Return the scheduled function under a name, marked so that no later pass touches its loops."""
+    """Return the scheduled function, named, marked so that no later pass touches its loops."""
     function = schedule.mod["main"]
     return function.with_attr(
         {"global_symbol": name, "tirx.is_scheduled": True, "op_pattern": _OPAQUE}

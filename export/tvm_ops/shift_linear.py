@@ -141,7 +141,7 @@ def schedule_cuda(function: Any) -> Any:
 
 
 def _row_sizes(x: Any, rows: Any, inputs: int) -> tuple[Any, Any]:
-    """Return the bits of each row's largest magnitude (more than infinity's for a NaN); its step."""
+    """Return the bits of each row's largest magnitude, above infinity's for a NaN; its step."""
     k = te.reduce_axis((0, inputs), "k")
     top = te.compute(
         (rows,),

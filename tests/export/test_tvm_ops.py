@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -275,6 +276,7 @@ def test_generates_cuda_source_that_compiles_without_spills(op: Any, tmp_path: P
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("0 bytes spill stores") == source.read_text().count("__global__ void")
+    spills = re.findall(r"(\d+) bytes spill stores", done.stderr)
+    assert spills and set(spills) == {"0"}
     if op in ("shift", "wide", "dense"):
         assert "__dp4a(" in source.read_text()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitlet.ops import PackedBits, binary_linear_attention, pack_bits
+from vitlet.ops import binary_linear_attention, pack_bits
 from vitlet.ops.native import extension
 
 Array = NDArray[Any]
@@ -88,10 +88,7 @@ def _attention(
     *,
     threads: int,
 ) -> Array:
-    packed: list[PackedBits] = [
-        pack_bits(x, level)  # type: ignore[arg-type]
-        for x, level in ((q, q_threshold), (k, k_threshold))
-    ]
+    queries, keys = pack_bits(q, q_threshold.tolist()), pack_bits(k, k_threshold.tolist())
     return binary_linear_attention(
-        *packed, v, signed=signed, exact=exact, taps=taps, threads=threads
+        queries, keys, v, signed=signed, exact=exact, taps=taps, threads=threads
     )
