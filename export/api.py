@@ -48,6 +48,7 @@ def export(
     palette_mode: str | None = None,
     triple: str | Sequence[str] | None = None,
     accelerate: str | None = None,
+    tvm_extern: str | None = None,
     labels: str | os.PathLike[str] | Sequence[str] | None = None,
     prompts: Sequence[str] | None = None,
     templates: str | Sequence[str] | None = None,
@@ -78,6 +79,8 @@ def export(
         triple: machines for TVM.
         accelerate: "fp32" or "bf16": let ONNX files call vitlet's operators where it has kernels
             (the mixers of CAS-ViT). They carry definitions too, so they run anywhere.
+        tvm_extern: "vitlet": TVM libraries call vitlet's C++ kernels for its operators. They then
+            run where vitlet is installed only.
         labels: class names of a classifier: a sequence, or a file with one a line.
         prompts: class names of a CLIP-style model, whose text embeddings go into the bundle.
         templates: prompt templates: a name, or texts with "{}".
@@ -111,6 +114,7 @@ def export(
         palette_mode=palette_mode,
         triple=triple,
         accelerate=accelerate,
+        tvm_extern=tvm_extern,
     )
     require("torch", extra="torch", why="read a model and export it")
     for target in options.targets:
@@ -261,6 +265,7 @@ def _artifacts(
             triple=triple,
             batch=options.batch,
             precision=precision,
+            extern=options.tvm_extern is not None,
             progress=step,
         )
         for triple in options.triples

@@ -25,6 +25,7 @@ class Options:
         palette_mode: how Core ML palettes are found.
         triples: machines that TVM compiles for; None is this one.
         accelerate: "fp32" or "bf16" where ONNX files call operators of vitlet; None otherwise.
+        tvm_extern: "vitlet" where TVM libraries call its C++ kernels; None otherwise.
     """
 
     targets: tuple[Target, ...]
@@ -36,6 +37,7 @@ class Options:
     palette_mode: str
     triples: tuple[str | None, ...]
     accelerate: str | None = None
+    tvm_extern: str | None = None
 
 
 def resolve(
@@ -49,6 +51,7 @@ def resolve(
     palette_mode: str | None = None,
     triple: str | Sequence[str] | None = None,
     accelerate: str | None = None,
+    tvm_extern: str | None = None,
 ) -> Options:
     """Check the arguments of `vitlet.export` and fill in each target's defaults.
 
@@ -63,6 +66,7 @@ def resolve(
         palette_mode: "kmeans" or "uniform".
         triple: machines for TVM, as names or a comma list; "native" is this one.
         accelerate: "fp32" or "bf16", for ONNX in fp32.
+        tvm_extern: "vitlet", for TVM on this machine.
 
     Raises:
         UsageError: an unknown name, or a value that makes no sense.
@@ -80,6 +84,7 @@ def resolve(
         "palette_mode": palette_mode,
         "triple": triple,
         "accelerate": accelerate,
+        "tvm_extern": tvm_extern,
     }
     resolved: dict[Target, str] = {t: precisions.get(t, RULES[t].precisions[0]) for t in chosen}
     check(
@@ -125,6 +130,7 @@ def resolve(
         palette_mode=palette_mode or "kmeans",
         triples=_triples(triple),
         accelerate=accelerate,
+        tvm_extern=tvm_extern,
     )
 
 

@@ -79,8 +79,8 @@ RULES: Mapping[Target, TargetRules] = {
         precisions=("fp32",),
         preprocess=("none",),
         batches=("fixed", "dyn"),
-        arguments=("triple",),
-        values={},
+        arguments=("triple", "tvm_extern"),
+        values={"tvm_extern": ("vitlet",)},
         extra="tvm",
     ),
 }

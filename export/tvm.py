@@ -67,6 +67,7 @@ def export_tvm(
     cpu: str | None = None,
     batch: int | tuple[int, int] | str = 1,
     precision: str = "fp32",
+    extern: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a graph into one shared library.
@@ -80,6 +81,8 @@ def export_tvm(
             for a newer processor than the one that loads it is refused by name at loading.
         batch: a fixed batch size; a session splits and pads to it. "dyn" for any batch.
         precision: "fp32".
+        extern: call vitlet's C++ kernels for its operators, instead of compiling loops for them.
+            The library then runs under `vitlet.runtime` only, and not on another triple.
         progress: told of each step.
 
     Returns:
@@ -95,10 +98,14 @@ def export_tvm(
     _check_arguments(batch, precision, triple)
     require("tvm", extra="tvm", why="compile for TVM")
     machine = find_machine(triple, cpu)
+    if extern and not machine.native:
+        raise UnsupportedError(
+            f"extern calls kernels of this machine's vitlet: it does not go with {machine.triple}"
+        )
     linker = find_linker(machine.triple, native=machine.native)
 
     with step(f"trace {graph.name} for TVM"):
-        module = _translate(graph, batch)
+        module = _translate(graph, batch, machine, extern)
     with step(f"compile {graph.name} with TVM for {machine.cpu}"), _quiet():
         executable = _compile(module, machine)
     fixed = batch if isinstance(batch, int) else "batch"
@@ -137,6 +144,7 @@ def export_tvm(
             "cpu": machine.cpu,
             "cpu_features": list(machine.cpu_features),
             "linker": Path(linker).name,
+            **({"extern": "vitlet"} if extern else {}),
         },
     )
 
@@ -209,18 +217,22 @@ def _check_arguments(
         raise UnsupportedError(f"tvm does not compile for {triple!r}: choose {', '.join(TRIPLES)}")
 
 
-def _translate(graph: Graph, batch: Any) -> Any:
+def _translate(graph: Graph, batch: Any, machine: Machine, extern: bool) -> Any:
     """Return the graph as a Relax module with its weights as constants."""
     import torch
     from tvm.relax.frontend.torch import from_exported_program
     from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
     from vitlet.export.trace import trace
+    from vitlet.export.tvm_ops.convert import converters
+    from vitlet.export.tvm_schedule import tile_for
+    from vitlet.layers.fused_mixer import fuse_mixers
 
-    program = trace(graph, batch)
+    program = trace(replace(graph, module=fuse_mixers(graph.module, "fp32")), batch)
     with _quiet(), torch.no_grad():
         program = program.run_decompositions()
-        known = ExportedProgramImporter().create_convert_map()
+        ours = converters(program, tile_for(machine.cpu_features), extern=extern)
+        known = {**ExportedProgramImporter().create_convert_map(), **ours}
         unknown: dict[str, list[str]] = {}
         for node in program.graph.nodes:
             if node.op == "call_function" and node.target.__name__ not in known:
@@ -240,7 +252,10 @@ def _translate(graph: Graph, batch: Any) -> Any:
                 keep_params_as_input=False,
                 unwrap_unit_return_tuple=True,
                 run_ep_decomposition=False,
+                custom_convert_map=ours,
             )
+        except VitletError:
+            raise
         except Exception as error:  # the translator asserts and raises builtins of all kinds
             raise UnsupportedError(
                 f"TVM cannot translate graph {graph.name!r}: {_last_line(error)}"

@@ -78,13 +78,17 @@ def schedule_module(tile: Tile) -> Any:
     @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
     def apply(module: Any, _context: Any) -> Any:
         for name, function in module.functions.items():
-            if isinstance(function, tirx.PrimFunc):
+            if isinstance(function, tirx.PrimFunc) and not _is_scheduled(function):
                 scheduled = schedule_contraction(function, tile)
                 if scheduled is not None:
                     module[name] = scheduled
         return module
 
     return apply
+
+
+def _is_scheduled(function: Any) -> bool:
+    return function.attrs is not None and "tirx.is_scheduled" in function.attrs
 
 
 def schedule_contraction(function: Any, tile: Tile) -> Any:

@@ -134,6 +134,15 @@ def export(
             rich_help_panel=_TARGET,
         ),
     ] = None,
+    tvm_extern: Annotated[
+        str | None,
+        typer.Option(
+            "--tvm-extern",
+            metavar="LIB",
+            help="TVM: call the C++ kernels of vitlet.",
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
     accelerate: Annotated[
         str | None,
         typer.Option(
@@ -224,6 +233,7 @@ def export(
                 "ios": ios,
                 "palette_mode": palette_mode,
                 "triple": triple,
+                "tvm_extern": tvm_extern,
                 "accelerate": accelerate,
                 "labels": labels,
                 "templates": templates,

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from tvm_modules import Attention, Linears, Mixer, graph_of
 
 from vitlet.export.trace import graphs
 from vitlet.export.tvm import export_tvm
@@ -54,6 +55,23 @@ def test_a_board_computes_the_model(
     (graph,) = graphs(model, (3, 32, 32))
     export_tvm(graph, tmp_path / "m.tvm.so", triple=TRIPLE, batch=2)
     (x,) = graph.example(2)
+    run(runner, x, tmp_path)
+    compare(model, x, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [Mixer, Linears, Attention])
+def test_a_board_computes_our_operators(
+    kind: type[nn.Module], runner: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = kind()
+    export_tvm(graph_of(model), tmp_path / "m.tvm.so", triple=TRIPLE, batch=2)
+    x = torch.randn(2, *model.shape)  # type: ignore[misc]
+    run(runner, x, tmp_path)
+    compare(model, x, tmp_path)
+
+
+def run(runner: Path, x: Tensor, tmp_path: Path) -> None:
     x.numpy().tofile(tmp_path / "in")
     subprocess.run(
         ["qemu-aarch64", "-L", f"/usr/{TRIPLE}", "-E", f"LD_LIBRARY_PATH={LIBRARIES}",
@@ -61,6 +79,9 @@ def test_a_board_computes_the_model(
          *(str(size) for size in x.shape)],
         check=True, timeout=300, env={**os.environ, "TVM_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def compare(model: nn.Module, x: Tensor, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(x).numpy()
     actual = np.fromfile(tmp_path / "out", np.float32).reshape(expected.shape)

@@ -34,6 +34,7 @@ from vitlet.errors import (
 from vitlet.runtime.elf import check_runs_here, read_record
 from vitlet.runtime.engine import Arrays, check_feeds
 from vitlet.runtime.manifest import Artifact
+from vitlet.runtime.tvm_extern import register
 
 ENTRY = "main"  # the function in the library that computes the graph
 _CPU, _POOLED_ALLOCATOR = 1, 2  # of the virtual machine's `vm_initialization`
@@ -159,6 +160,7 @@ def load_runtime() -> ModuleType:
             os.environ.setdefault("TVM_BIND_THREADS", "0")
             # Global symbols: the compiled graph finds its kernels' helpers by name.
             _runtime.append(ctypes.CDLL(str(_library_path()), ctypes.RTLD_GLOBAL))
+            register(ffi, lambda: int(getattr(_pool, "threads", 1)))
         return ffi
 
 
