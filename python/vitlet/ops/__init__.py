@@ -3,6 +3,7 @@
 from vitlet.ops.additive_token_mixer import MixerWeights, additive_token_mixer
 from vitlet.ops.binary_linear_attention import PackedBits, binary_linear_attention, pack_bits
 from vitlet.ops.hamming_attention import hamming_attention
+from vitlet.ops.linear import LinearWeight, linear, pack_linear_weight
 from vitlet.ops.resize_normalize import resize_crop, resize_normalize
 from vitlet.ops.shift_linear import (
     Int8Weight,
@@ -15,6 +16,7 @@ from vitlet.ops.shift_linear import (
 
 __all__ = [
     "Int8Weight",
+    "LinearWeight",
     "MixerWeights",
     "PackedBits",
     "ShiftWeight",
@@ -22,8 +24,10 @@ __all__ = [
     "binary_linear_attention",
     "hamming_attention",
     "int8_linear",
+    "linear",
     "pack_bits",
     "pack_int8_weight",
+    "pack_linear_weight",
     "pack_shift_weight",
     "resize_crop",
     "resize_normalize",
