@@ -29,6 +29,7 @@ PYBIND11_MODULE(_C, m) {
   vitlet::bind_binary_linear_attention(m);
   vitlet::bind_additive_token_mixer(m);
   vitlet::bind_depthwise_conv2d(m);
+  vitlet::bind_float_linear(m);
   vitlet::bind_hamming_attention(m);
   vitlet::bind_resize_normalize(m);
   vitlet::bind_shift_linear(m);

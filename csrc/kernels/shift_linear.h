@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "activation.h"
 #include "cpu.h"
 
 namespace vitlet {
@@ -23,7 +24,6 @@ namespace vitlet {
 //          The sum is float(high sum) * 256 + float(low sum).
 //   dense  any of -128..127, as bytes. A column is an output.
 enum class WeightFormat { shift, wide, dense };
-enum class Activation { none, gelu };
 
 inline constexpr std::size_t max_linear_inputs = std::size_t{1} << 17;  // sums stay in 32 bits
 

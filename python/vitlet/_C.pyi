@@ -60,6 +60,22 @@ def shift_linear(
     threads: int = 1,
     isa: str = "",
 ) -> NDArray[np.float32]: ...
+def pack_linear_weight(
+    weight: NDArray[Any], *, precision: str = "fp32"
+) -> NDArray[np.uint8]: ...
+def float_linear(
+    x: NDArray[Any],
+    panels: NDArray[Any],
+    outputs: int,
+    *,
+    scale: NDArray[Any] | None = None,
+    bias: NDArray[Any] | None = None,
+    residual: NDArray[Any] | None = None,
+    format: str = "fp32",
+    activation: str = "none",
+    threads: int = 1,
+    isa: str = "",
+) -> NDArray[np.float32]: ...
 def pack_token_mixer(
     qkv: NDArray[np.float32],
     qkv_bias: NDArray[np.float32],

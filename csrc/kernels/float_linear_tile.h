@@ -1,0 +1,153 @@
+#pragma once
+// Tiles of float products for float_linear.simd.cpp: some rows of x times some panels of 16
+// columns, the sums in registers. Everything has internal linkage: see simd.h.
+#include "float_simd.h"
+
+namespace vitlet::VITLET_ISA {
+namespace {
+
+#define VITLET_UNROLL _Pragma("GCC unroll 16")
+#define VITLET_TILE __attribute__((noinline)) void
+
+// The last two: bfloat16 numbers, with instructions for them and without. x then has pairs in
+// 32 bits, or float32s.
+enum class Multiply { fp32, bf16, bf16_by_fp32 };
+#if defined(__AVX512BF16__)
+constexpr Multiply multiply_bf16 = Multiply::bf16;
+#else
+constexpr Multiply multiply_bf16 = Multiply::bf16_by_fp32;
+#endif
+
+constexpr int panel_columns = 16;
+constexpr int parts = panel_columns / static_cast<int>(lanes_f32);  // vectors of a panel
+
+// The largest tile: all but a few registers hold sums. Few rows take several panels together, so
+// that there are more sums than a product takes cycles.
+#if defined(__AVX512F__)
+constexpr int tile_rows = 6;
+constexpr int most_panels(int) { return 4; }
+#elif defined(__AVX__) || defined(__aarch64__)
+constexpr int tile_rows = 6;
+constexpr int most_panels(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+#else
+constexpr int tile_rows = 2;
+constexpr int most_panels(int rows) { return rows == 1 ? 2 : 1; }
+#endif
+
+struct FloatTile {
+  const float* x;  // rows of `steps` 32-bit units; bf16_by_fp32: of twice as many
+  std::size_t x_stride;
+  const float* w;            // panels of [steps][16] 32-bit units
+  std::size_t panel_stride;  // in those units
+  std::size_t steps;         // inputs or, for bfloat16, pairs of them
+  const float* start;        // (16 panels): what the sums begin with
+  float* out;
+  std::size_t out_stride;
+};
+
+inline F32Bits all_bits(const float* p) {
+  std::uint32_t v;
+  std::memcpy(&v, p, sizeof(v));
+  return F32Bits{} + v;
+}
+
+// sum += x . w over pairs. In assembly, or gcc 12 keeps the sums in memory.
+inline void dot_bf16(F32& sum, F32Bits x, F32 w) {
+#if defined(__AVX512BF16__)
+  __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+#else
+  (void)sum, (void)x, (void)w;
+#endif
+}
+
+template <Multiply multiply, int rows, int panels>
+VITLET_TILE multiply_tile(const FloatTile& t) {
+  constexpr int vectors = panels * parts;
+  constexpr std::size_t units = multiply == Multiply::bf16_by_fp32 ? 2 : 1;  // of x in a step
+  F32 sum[rows][vectors];
+  VITLET_UNROLL
+  for (int m = 0; m < rows; ++m) {
+    VITLET_UNROLL
+    for (int v = 0; v < vectors; ++v) sum[m][v] = load_f32(t.start + v * lanes_f32);
+  }
+  const float *x = t.x, *w = t.w, *end = w + t.steps * panel_columns;
+  for (; w != end; w += panel_columns, x += units) {
+    F32 b[vectors];
+    VITLET_UNROLL
+    for (int v = 0; v < vectors; ++v) {
+      const float* p = w + static_cast<std::size_t>(v / parts) * t.panel_stride;
+      if (rows == 1 && v % parts == 0) __builtin_prefetch(p + 512);
+      b[v] = load_f32(p + v % parts * lanes_f32);
+    }
+    if constexpr (multiply == Multiply::fp32) {
+      VITLET_UNROLL
+      for (int m = 0; m < rows; ++m) {
+        const float a = x[m * t.x_stride];
+        VITLET_UNROLL
+        for (int v = 0; v < vectors; ++v) sum[m][v] += a * b[v];
+      }
+    } else if constexpr (multiply == Multiply::bf16) {
+      VITLET_UNROLL
+      for (int m = 0; m < rows; ++m) {
+        const F32Bits pair = all_bits(x + m * t.x_stride);
+        VITLET_UNROLL
+        for (int v = 0; v < vectors; ++v) dot_bf16(sum[m][v], pair, b[v]);
+      }
+    } else {
+      F32 even[vectors];
+      VITLET_UNROLL
+      for (int v = 0; v < vectors; ++v) even[v] = (F32)((F32Bits)b[v] << 16);
+      VITLET_UNROLL
+      for (int m = 0; m < rows; ++m) {
+        const float a = x[m * t.x_stride];
+        VITLET_UNROLL
+        for (int v = 0; v < vectors; ++v) sum[m][v] += a * even[v];
+      }
+      VITLET_UNROLL
+      for (int v = 0; v < vectors; ++v) b[v] = (F32)((F32Bits)b[v] & 0xffff0000u);
+      VITLET_UNROLL
+      for (int m = 0; m < rows; ++m) {
+        const float a = x[m * t.x_stride + 1];
+        VITLET_UNROLL
+        for (int v = 0; v < vectors; ++v) sum[m][v] += a * b[v];
+      }
+    }
+  }
+  VITLET_UNROLL
+  for (int m = 0; m < rows; ++m) {
+    VITLET_UNROLL
+    for (int v = 0; v < vectors; ++v)
+      store_f32(t.out + m * t.out_stride + v * lanes_f32, sum[m][v]);
+  }
+}
+
+template <Multiply multiply, int rows>
+void multiply_panels(const FloatTile& t, std::size_t panels) {
+  if constexpr (most_panels(rows) >= 4)
+    if (panels == 4) return multiply_tile<multiply, rows, 4>(t);
+  if constexpr (most_panels(rows) >= 3)
+    if (panels == 3) return multiply_tile<multiply, rows, 3>(t);
+  if constexpr (most_panels(rows) >= 2)
+    if (panels == 2) return multiply_tile<multiply, rows, 2>(t);
+  multiply_tile<multiply, rows, 1>(t);
+}
+
+// rows <= tile_rows, panels <= most_panels(rows)
+template <Multiply multiply>
+void multiply_any(const FloatTile& t, std::size_t rows, std::size_t panels) {
+  if constexpr (tile_rows >= 6)
+    if (rows == 6) return multiply_panels<multiply, 6>(t, panels);
+  if constexpr (tile_rows >= 5)
+    if (rows == 5) return multiply_panels<multiply, 5>(t, panels);
+  if constexpr (tile_rows >= 4)
+    if (rows == 4) return multiply_panels<multiply, 4>(t, panels);
+  if constexpr (tile_rows >= 3)
+    if (rows == 3) return multiply_panels<multiply, 3>(t, panels);
+  if (rows == 2) return multiply_panels<multiply, 2>(t, panels);
+  multiply_panels<multiply, 1>(t, panels);
+}
+
+#undef VITLET_TILE
+
+}  // namespace
+}  // namespace vitlet::VITLET_ISA
