@@ -72,9 +72,11 @@ py::array_t<std::uint8_t> pack(const py::array& weight, const std::string& preci
   const auto outputs = static_cast<std::size_t>(weight.shape(0));
   const auto inputs = static_cast<std::size_t>(weight.shape(1));
   const FloatFormat format = format_of(precision);
-  py::array_t<std::uint8_t> panels(
-      static_cast<py::ssize_t>(float_panel_bytes(format, outputs, inputs)));
-  unsigned char* to = panels.mutable_data();
+  const std::size_t bytes = float_panel_bytes(format, outputs, inputs);
+  auto* to = static_cast<unsigned char*>(
+      ::operator new(std::max<std::size_t>(bytes, 1), std::align_val_t{64}));
+  const py::capsule owner(to, [](void* p) { ::operator delete(p, std::align_val_t{64}); });
+  const py::array_t<std::uint8_t> panels(static_cast<py::ssize_t>(bytes), to, owner);
   py::gil_scoped_release release;
   pack_float_weight(from, outputs, inputs, inputs, 1, format, to);
   return panels;

@@ -39,10 +39,10 @@ std::size_t rounded_bytes(std::size_t rows, const FloatWeight& weight) {
   return round_up(rows * float_depth(weight.format, weight.inputs) * sizeof(float), 64);
 }
 
-// Four panels of pairs.
+// Four panels, expanded.
 std::size_t part_space(const FloatWeight& weight) {
-  if (!is_codes(weight.format)) return 0;
-  return float_depth(weight.format, weight.inputs) * 4 * float_panel * sizeof(std::uint16_t);
+  if (weight.format == FloatFormat::fp32) return 0;
+  return float_depth(weight.format, weight.inputs) * 4 * float_panel * sizeof(float);
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ struct FloatWeight {
   //   fp32  float [panel][inputs][16]
   //   bf16  pairs of bfloat16, the even input in the lower half: uint32 [panel][depth / 2][16]
   //   shift, wide  as in shift_linear.h
-  const void* panels;
+  const void* panels;  // any alignment; fastest at 64 bytes
   const float* scale;  // (outputs,) for shift and wide
 };
 
@@ -65,7 +65,7 @@ struct FloatTask {
   FloatLinear call;
   std::size_t depth;    // float_depth
   float* rounded;       // (rows, depth) or, as pairs, (rows, depth / 2)
-  std::uint8_t* space;  // (parts, part_space): expanded codes
+  std::uint8_t* space;  // (parts, part_space): expanded weights
   std::size_t parts, part_space;
 };
 

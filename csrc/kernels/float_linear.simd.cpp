@@ -15,13 +15,12 @@ namespace {
 
 constexpr std::size_t group_bytes = std::size_t{1} << 18;  // of x
 constexpr std::size_t most_columns = 4 * panel_columns;    // of a strip
+constexpr std::size_t least_group = 96;                    // rows
 constexpr std::size_t chunk = 256;  // inputs of one row that are expanded at once
 
 // One strip: its panels, their bias and scale, padded.
 struct Strip {
   std::size_t first, panels, columns;
-  const float* w;
-  std::size_t panel_stride;
   float bias[most_columns], scale[most_columns];
 };
 
@@ -83,49 +82,72 @@ Finish* finish_for(Activation activation) {
   }
 }
 
+// How the weights come to the tiles: as they lie in the panels, or expanded to t.space first.
+enum class Source { direct, pairs, codes };
+
+// Inputs begin..end - 1 of the strip's panels, as `multiply` likes them.
+template <Multiply multiply, Source source>
+void expand(const FloatTask& t, const Strip& s, std::size_t begin, std::size_t end, float* out) {
+  const FloatWeight& w = t.call.weight;
+  for (std::size_t p = s.first; p < s.first + s.panels; ++p) {
+    if constexpr (source == Source::codes) {
+      expand_codes<multiply == Multiply::fp32>(static_cast<const std::uint8_t*>(w.panels), t.depth,
+                                               w.format == FloatFormat::wide, p, begin, end,
+                                               reinterpret_cast<std::uint32_t*>(out));
+      out += (end - begin) * panel_columns / (multiply == Multiply::fp32 ? 1 : 2);
+    } else {
+      const float* pairs = static_cast<const float*>(w.panels) + p * t.depth / 2 * panel_columns;
+      expand_pairs(pairs + begin / 2 * panel_columns, (end - begin) / 2, out);
+      out += (end - begin) * panel_columns;
+    }
+  }
+}
+
 // One row of codes: a chunk of the strip is expanded and used at once.
 template <Multiply multiply>
-void multiply_row_of_codes(const FloatTask& t, const Strip& s, const float* x, float* pairs,
-                           float* sums) {
-  const FloatWeight& w = t.call.weight;
+void multiply_row_of_codes(const FloatTask& t, const Strip& s, float* space, float* sums) {
+  constexpr std::size_t unit = multiply == Multiply::bf16 ? 2 : 1;
   std::memset(sums, 0, most_columns * sizeof(float));
   for (std::size_t begin = 0; begin < t.depth; begin += chunk) {
     const std::size_t end = begin + chunk < t.depth ? begin + chunk : t.depth;
-    const std::size_t steps = (end - begin) / 2;
-    for (std::size_t p = 0; p < s.panels; ++p)
-      expand_codes(static_cast<const std::uint8_t*>(w.panels), t.depth,
-                   w.format == FloatFormat::wide, s.first + p, begin, end,
-                   reinterpret_cast<std::uint32_t*>(pairs + p * steps * panel_columns));
-    const FloatTile tile{x + (multiply == Multiply::bf16 ? begin / 2 : begin),
-                         0,
-                         pairs,
-                         steps * panel_columns,
-                         steps,
-                         sums,
-                         sums,
-                         0};
+    const std::size_t steps = (end - begin) / unit;
+    expand<multiply, Source::codes>(t, s, begin, end, space);
+    const FloatTile tile{
+        t.rounded + begin / unit, 0, space, steps * panel_columns, steps, sums, sums, 0};
     multiply_any<multiply>(tile, 1, s.panels);
   }
 }
 
-template <Multiply multiply, bool codes>
+std::size_t panels_together(std::size_t rows) {
+  const int together = rows == 1   ? most_panels(1)
+                       : rows <= 3 ? most_panels(tile_rows < 3 ? tile_rows : 3)
+                                   : most_panels(tile_rows);
+  return static_cast<std::size_t>(together);
+}
+
+// Rows whose x stays in the cache; so many that the expansion of a strip is little beside its use.
+std::size_t rows_together(const FloatTask& t, bool expanded) {
+  const std::size_t rows = group_bytes / sizeof(float) / (t.depth + 1) + 1;
+  return expanded && rows < least_group ? least_group : rows;
+}
+
+template <Multiply multiply, Source source>
 void multiply_part(const FloatTask& t, std::size_t part) {
+  constexpr bool codes = source == Source::codes, direct = source == Source::direct;
   const FloatLinear& c = t.call;
   const FloatWeight& w = c.weight;
   const std::size_t steps = multiply == Multiply::fp32 ? t.depth : t.depth / 2;
   const std::size_t x_stride = multiply == Multiply::bf16 ? t.depth / 2 : t.depth;
-  const float* x = multiply == Multiply::fp32 ? c.x : t.rounded;
-  auto* pairs = reinterpret_cast<float*>(t.space + part * t.part_space);
+  const float* x = w.format == FloatFormat::fp32 ? c.x : t.rounded;
+  auto* space = reinterpret_cast<float*>(t.space + part * t.part_space);
   Finish* const end_with = finish_for<codes>(c.activation);
   const bool plain = !codes && c.activation == Activation::none && c.residual == nullptr;
 
   const std::size_t panels = (w.outputs + panel_columns - 1) / panel_columns;
-  const std::size_t together = c.rows == 1   ? most_panels(1)
-                               : c.rows <= 3 ? most_panels(3)
-                                             : most_panels(tile_rows);
+  const std::size_t together = panels_together(c.rows);
   const std::size_t strips = (panels + together - 1) / together;
   const std::size_t blocks = (c.rows + tile_rows - 1) / tile_rows;
-  const std::size_t group_rows = codes ? c.rows : group_bytes / sizeof(float) / (t.depth + 1) + 1;
+  const std::size_t group_rows = rows_together(t, !direct);
   const std::size_t wanted = (c.rows + group_rows - 1) / group_rows;
   const std::size_t groups = wanted < blocks ? wanted : blocks;
   const std::size_t begin = blocks * strips * part / t.parts;
@@ -145,34 +167,33 @@ void multiply_part(const FloatTask& t, std::size_t part) {
       const std::size_t to = first_block + (end - unit < count ? end - unit : count);
       s.first = strip * panels / strips;
       s.panels = (strip + 1) * panels / strips - s.first;
-      s.panel_stride = steps * panel_columns;
-      s.w = codes ? pairs : static_cast<const float*>(w.panels) + s.first * s.panel_stride;
       take_columns(c, s);
       if (codes && c.rows == 1) {
-        multiply_row_of_codes<multiply>(t, s, x, pairs, sums);
+        multiply_row_of_codes<multiply>(t, s, space, sums);
         end_with(c, s, sums, 0, 1);
         continue;
       }
-      if (codes)
-        for (std::size_t p = 0; p < s.panels; ++p)
-          expand_codes(static_cast<const std::uint8_t*>(w.panels), t.depth,
-                       w.format == FloatFormat::wide, s.first + p, 0, t.depth,
-                       reinterpret_cast<std::uint32_t*>(pairs + p * s.panel_stride));
+      const std::size_t panel_stride = steps * panel_columns;
+      const float* weights = static_cast<const float*>(w.panels) + s.first * panel_stride;
+      if constexpr (!direct) {
+        expand<multiply, source>(t, s, 0, t.depth, space);
+        weights = space;
+      }
+      const bool to_out = plain && s.columns == s.panels * panel_columns;
       for (std::size_t block = from; block < to; ++block) {
         const std::size_t length = c.rows / blocks, longer = c.rows % blocks;
         const std::size_t row = block * length + (block < longer ? block : longer);
         const std::size_t rows = length + (block < longer ? 1 : 0);
-        const bool direct = plain && s.columns == s.panels * panel_columns;
         const FloatTile tile{x + row * x_stride,
                              x_stride,
-                             s.w,
-                             s.panel_stride,
+                             weights,
+                             panel_stride,
                              steps,
                              codes ? zeros : s.bias,
-                             direct ? c.out + row * w.outputs + s.first * panel_columns : sums,
-                             direct ? w.outputs : most_columns};
+                             to_out ? c.out + row * w.outputs + s.first * panel_columns : sums,
+                             to_out ? w.outputs : most_columns};
         multiply_any<multiply>(tile, rows, s.panels);
-        if (!direct) end_with(c, s, sums, row, rows);
+        if (!to_out) end_with(c, s, sums, row, rows);
       }
     }
   }
@@ -207,13 +228,15 @@ void float_linear_round(const FloatTask& t, std::size_t begin, std::size_t end) 
 }
 
 void float_linear_multiply(const FloatTask& t, std::size_t part) {
-  switch (t.call.weight.format) {
-    case FloatFormat::fp32:
-      return multiply_part<Multiply::fp32, false>(t, part);
-    case FloatFormat::bf16:
-      return multiply_part<multiply_bf16, false>(t, part);
-    default:
-      return multiply_part<multiply_bf16, true>(t, part);
+  const FloatFormat format = t.call.weight.format;
+  if (format == FloatFormat::fp32) return multiply_part<Multiply::fp32, Source::direct>(t, part);
+  if constexpr (multiplies_bf16) {
+    if (format == FloatFormat::bf16) return multiply_part<Multiply::bf16, Source::direct>(t, part);
+    return multiply_part<Multiply::bf16, Source::codes>(t, part);
+  } else {
+    if (format != FloatFormat::bf16) return multiply_part<Multiply::fp32, Source::codes>(t, part);
+    if (t.call.rows <= few_rows) return multiply_part<Multiply::pairs, Source::direct>(t, part);
+    return multiply_part<Multiply::fp32, Source::pairs>(t, part);
   }
 }
 

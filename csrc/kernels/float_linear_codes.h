@@ -1,8 +1,7 @@
 #pragma once
-// Codes of shift_linear.h to pairs of bfloat16, for float_linear.simd.cpp; static, see simd.h.
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
+// Codes of shift_linear.h to what tiles multiply, float32 or pairs of bfloat16, and such pairs to
+// float32, for float_linear.simd.cpp. Everything has internal linkage: see simd.h.
+#include "float_simd.h"
 
 namespace vitlet::VITLET_ISA {
 namespace {
@@ -24,8 +23,24 @@ inline void wide_to_f32(U32x8& codes) {
   codes = (((size + 126) << 23 | sign) & (U32x8)(size != 0)) | least;
 }
 
-// bytes: four codes of each of 8 columns, above `shift` bits. out: [2][16], the first 8.
-inline void narrow_pairs(const std::uint8_t* bytes, int shift, std::uint32_t* out) {
+// Inputs k, k + 2 (even) and k + 1, k + 3 (odd) of 8 columns, as bfloat16 in the lower and upper
+// halves, to rows of 16 columns: four of float32 or two of pairs.
+template <bool to_floats>
+inline void store_four(U32x8 even, U32x8 odd, std::uint32_t* out) {
+  const U32x8 upper = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                       0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
+  if constexpr (to_floats) {
+    const U32x8 rows[4] = {even << 16, odd << 16, even & upper, odd & upper};
+    for (int k = 0; k < 4; ++k) std::memcpy(out + 16 * k, &rows[k], sizeof(rows[k]));
+  } else {
+    const U32x8 rows[2] = {(even & ~upper) | odd << 16, even >> 16 | (odd & upper)};
+    for (int k = 0; k < 2; ++k) std::memcpy(out + 16 * k, &rows[k], sizeof(rows[k]));
+  }
+}
+
+// bytes: four codes of each of 8 columns, above `shift` bits.
+template <bool to_floats>
+inline void expand_narrow(const std::uint8_t* bytes, int shift, std::uint32_t* out) {
   U32x8 even;
   std::memcpy(&even, bytes, sizeof(even));
   even >>= shift;
@@ -33,13 +48,12 @@ inline void narrow_pairs(const std::uint8_t* bytes, int shift, std::uint32_t* ou
   even &= 0x000f000fu;
   narrow_to_bf16(even);
   narrow_to_bf16(odd);
-  const U32x8 first = (even & 0xffffu) | odd << 16, second = even >> 16 | (odd & 0xffff0000u);
-  std::memcpy(out, &first, sizeof(first));
-  std::memcpy(out + 16, &second, sizeof(second));
+  store_four<to_floats>(even, odd, out);
 }
 
 // The same of 256 high + low; the low parts' bytes follow the high ones'.
-inline void wide_pairs(const std::uint8_t* bytes, int shift, std::uint32_t* out) {
+template <bool to_floats>
+inline void expand_wide(const std::uint8_t* bytes, int shift, std::uint32_t* out) {
   U32x8 high, low, value[4];
   std::memcpy(&high, bytes, sizeof(high));
   std::memcpy(&low, bytes + sizeof(high), sizeof(low));
@@ -50,27 +64,36 @@ inline void wide_pairs(const std::uint8_t* bytes, int shift, std::uint32_t* out)
     const U32x8 bits = (U32x8)((F32x8)upper * 256.0f + (F32x8)lower);
     value[k] = bits + 0x7fffu + (bits >> 16 & 1u);
   }
-  for (int k = 0; k < 4; k += 2) {
-    const U32x8 pair = value[k] >> 16 | (value[k + 1] & 0xffff0000u);
-    std::memcpy(out + 8 * k, &pair, sizeof(pair));
-  }
+  store_four<to_floats>(value[0] >> 16 | (value[2] & 0xffff0000u),
+                        value[1] >> 16 | (value[3] & 0xffff0000u), out);
 }
 
-// Inputs begin..end - 1 (multiples of four) of the outputs 16 panel... to [(end - begin) / 2][16].
-// panels, inputs: of all codes.
-void expand_codes(const std::uint8_t* panels, std::size_t inputs, bool wide, std::size_t panel,
+// Inputs begin..end - 1 (multiples of four) of the 16 outputs of a panel, to rows of 16.
+// codes, inputs: of the whole weight, padded.
+template <bool to_floats>
+void expand_codes(const std::uint8_t* codes, std::size_t inputs, bool wide, std::size_t panel,
                   std::size_t begin, std::size_t end, std::uint32_t* out) {
   const std::size_t column = panel * (wide ? 32 : 16);
-  const std::uint8_t* from = panels + column / 64 * inputs * 32 + column % 64 / 32 * 64;
+  const std::uint8_t* from = codes + column / 64 * inputs * 32 + column % 64 / 32 * 64;
   const int shift = column / 16 % 2 == 0 ? 0 : 4;
-  for (std::size_t k = begin; k < end; k += 4, out += 32) {
+  for (std::size_t k = begin; k < end; k += 4, out += to_floats ? 64 : 32) {
     const std::uint8_t* bytes = from + 32 * k;
     for (int half = 0; half < 2; ++half)
       if (wide)
-        wide_pairs(bytes, 4 * half, out + 8 * half);
+        expand_wide<to_floats>(bytes, 4 * half, out + 8 * half);
       else
-        narrow_pairs(bytes + 32 * half, shift, out + 8 * half);
+        expand_narrow<to_floats>(bytes + 32 * half, shift, out + 8 * half);
   }
+}
+
+// Pairs of one panel to float32: [steps][16] to [2 steps][16].
+inline void expand_pairs(const float* pairs, std::size_t steps, float* out) {
+  for (std::size_t i = 0; i < steps * 16; i += 16)
+    for (std::size_t v = 0; v < 16; v += lanes_f32) {
+      const F32Bits bits = (F32Bits)load_f32(pairs + i + v);
+      store_f32(out + 2 * i + v, (F32)(bits << 16));
+      store_f32(out + 2 * i + 16 + v, (F32)(bits & 0xffff0000u));
+    }
 }
 
 }  // namespace

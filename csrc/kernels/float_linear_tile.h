@@ -9,13 +9,12 @@ namespace {
 #define VITLET_UNROLL _Pragma("GCC unroll 16")
 #define VITLET_TILE __attribute__((noinline)) void
 
-// The last two: bfloat16 numbers, with instructions for them and without. x then has pairs in
-// 32 bits, or float32s.
-enum class Multiply { fp32, bf16, bf16_by_fp32 };
+// bf16: pairs of bfloat16 in both x and w. pairs: in w only, x is float32.
+enum class Multiply { fp32, bf16, pairs };
 #if defined(__AVX512BF16__)
-constexpr Multiply multiply_bf16 = Multiply::bf16;
+constexpr bool multiplies_bf16 = true;
 #else
-constexpr Multiply multiply_bf16 = Multiply::bf16_by_fp32;
+constexpr bool multiplies_bf16 = false;
 #endif
 
 constexpr int panel_columns = 16;
@@ -34,8 +33,11 @@ constexpr int tile_rows = 2;
 constexpr int most_panels(int rows) { return rows == 1 ? 2 : 1; }
 #endif
 
+// Up to so many rows, pairs are multiplied as they are; more share their expansion to float32.
+constexpr int few_rows = tile_rows < 3 ? 1 : 3;
+
 struct FloatTile {
-  const float* x;  // rows of `steps` 32-bit units; bf16_by_fp32: of twice as many
+  const float* x;  // rows of `steps` 32-bit units; pairs: of twice as many
   std::size_t x_stride;
   const float* w;            // panels of [steps][16] 32-bit units
   std::size_t panel_stride;  // in those units
@@ -60,10 +62,15 @@ inline void dot_bf16(F32& sum, F32Bits x, F32 w) {
 #endif
 }
 
+inline F32 load_weights(const FloatTile& t, const float* w, int vector) {
+  const auto panel = static_cast<std::size_t>(vector / parts);
+  return load_f32(w + panel * t.panel_stride + vector % parts * lanes_f32);
+}
+
 template <Multiply multiply, int rows, int panels>
 VITLET_TILE multiply_tile(const FloatTile& t) {
   constexpr int vectors = panels * parts;
-  constexpr std::size_t units = multiply == Multiply::bf16_by_fp32 ? 2 : 1;  // of x in a step
+  constexpr std::size_t units = multiply == Multiply::pairs ? 2 : 1;  // of x in a step
   F32 sum[rows][vectors];
   VITLET_UNROLL
   for (int m = 0; m < rows; ++m) {
@@ -72,44 +79,36 @@ VITLET_TILE multiply_tile(const FloatTile& t) {
   }
   const float *x = t.x, *w = t.w, *end = w + t.steps * panel_columns;
   for (; w != end; w += panel_columns, x += units) {
-    F32 b[vectors];
-    VITLET_UNROLL
-    for (int v = 0; v < vectors; ++v) {
-      const float* p = w + static_cast<std::size_t>(v / parts) * t.panel_stride;
-      if (rows == 1 && v % parts == 0) __builtin_prefetch(p + 512);
-      b[v] = load_f32(p + v % parts * lanes_f32);
+    if (rows == 1) {
+      VITLET_UNROLL
+      for (int p = 0; p < panels; ++p) __builtin_prefetch(w + p * t.panel_stride + 512);
     }
-    if constexpr (multiply == Multiply::fp32) {
+    if constexpr (multiply == Multiply::pairs) {  // for few rows
       VITLET_UNROLL
-      for (int m = 0; m < rows; ++m) {
-        const float a = x[m * t.x_stride];
+      for (int v = 0; v < vectors; ++v) {
+        const F32Bits pair = (F32Bits)load_weights(t, w, v);
         VITLET_UNROLL
-        for (int v = 0; v < vectors; ++v) sum[m][v] += a * b[v];
-      }
-    } else if constexpr (multiply == Multiply::bf16) {
-      VITLET_UNROLL
-      for (int m = 0; m < rows; ++m) {
-        const F32Bits pair = all_bits(x + m * t.x_stride);
-        VITLET_UNROLL
-        for (int v = 0; v < vectors; ++v) dot_bf16(sum[m][v], pair, b[v]);
+        for (int m = 0; m < rows; ++m) {
+          const float* a = x + m * t.x_stride;
+          sum[m][v] += a[0] * (F32)(pair << 16);
+          sum[m][v] += a[1] * (F32)(pair & 0xffff0000u);
+        }
       }
     } else {
-      F32 even[vectors];
+      F32 b[vectors];
       VITLET_UNROLL
-      for (int v = 0; v < vectors; ++v) even[v] = (F32)((F32Bits)b[v] << 16);
-      VITLET_UNROLL
-      for (int m = 0; m < rows; ++m) {
-        const float a = x[m * t.x_stride];
-        VITLET_UNROLL
-        for (int v = 0; v < vectors; ++v) sum[m][v] += a * even[v];
-      }
-      VITLET_UNROLL
-      for (int v = 0; v < vectors; ++v) b[v] = (F32)((F32Bits)b[v] & 0xffff0000u);
+      for (int v = 0; v < vectors; ++v) b[v] = load_weights(t, w, v);
       VITLET_UNROLL
       for (int m = 0; m < rows; ++m) {
-        const float a = x[m * t.x_stride + 1];
-        VITLET_UNROLL
-        for (int v = 0; v < vectors; ++v) sum[m][v] += a * b[v];
+        const float* a = x + m * t.x_stride;
+        if constexpr (multiply == Multiply::fp32) {
+          VITLET_UNROLL
+          for (int v = 0; v < vectors; ++v) sum[m][v] += *a * b[v];
+        } else {
+          const F32Bits pair = all_bits(a);
+          VITLET_UNROLL
+          for (int v = 0; v < vectors; ++v) dot_bf16(sum[m][v], pair, b[v]);
+        }
       }
     }
   }
@@ -132,18 +131,20 @@ void multiply_panels(const FloatTile& t, std::size_t panels) {
   multiply_tile<multiply, rows, 1>(t);
 }
 
-// rows <= tile_rows, panels <= most_panels(rows)
+// rows <= tile_rows, or few_rows for pairs; panels <= most_panels(rows)
 template <Multiply multiply>
 void multiply_any(const FloatTile& t, std::size_t rows, std::size_t panels) {
-  if constexpr (tile_rows >= 6)
+  constexpr int most_rows = multiply == Multiply::pairs ? few_rows : tile_rows;
+  if constexpr (most_rows >= 6)
     if (rows == 6) return multiply_panels<multiply, 6>(t, panels);
-  if constexpr (tile_rows >= 5)
+  if constexpr (most_rows >= 5)
     if (rows == 5) return multiply_panels<multiply, 5>(t, panels);
-  if constexpr (tile_rows >= 4)
+  if constexpr (most_rows >= 4)
     if (rows == 4) return multiply_panels<multiply, 4>(t, panels);
-  if constexpr (tile_rows >= 3)
+  if constexpr (most_rows >= 3)
     if (rows == 3) return multiply_panels<multiply, 3>(t, panels);
-  if (rows == 2) return multiply_panels<multiply, 2>(t, panels);
+  if constexpr (most_rows >= 2)
+    if (rows == 2) return multiply_panels<multiply, 2>(t, panels);
   multiply_panels<multiply, 1>(t, panels);
 }
 
