@@ -39,10 +39,27 @@ std::size_t rounded_bytes(std::size_t rows, const FloatWeight& weight) {
   return round_up(rows * float_depth(weight.format, weight.inputs) * sizeof(float), 64);
 }
 
-// Four panels, expanded.
-std::size_t part_space(const FloatWeight& weight) {
-  if (weight.format == FloatFormat::fp32) return 0;
-  return float_depth(weight.format, weight.inputs) * 4 * float_panel * sizeof(float);
+// Rows whose x stays in the second cache; and so many that expanding the weights is little beside
+// their use.
+std::size_t group_of(const FloatWeight& weight) {
+  constexpr std::size_t bytes = std::size_t{1} << 18, least = 96;
+  const std::size_t rows = bytes / sizeof(float) / (weight.inputs + 1) + 1;
+  return weight.format == FloatFormat::fp32 || rows > least ? rows : least;
+}
+
+// Inputs whose weights stay in the nearest cache, as equal as can be. One row uses nothing twice.
+std::size_t chunk_of(std::size_t rows, const FloatWeight& weight) {
+  constexpr std::size_t most = 256;
+  const std::size_t depth = float_depth(weight.format, weight.inputs);
+  if (depth == 0 || (rows == 1 && !is_codes(weight.format))) return round_up(depth + 1, 8);
+  const std::size_t chunks = (depth + most - 1) / most;
+  return round_up((depth + chunks - 1) / chunks, 8);
+}
+
+// A chunk of four panels, expanded, and sums of four panels for all rows of a group.
+std::size_t part_space(std::size_t rows, const FloatWeight& weight) {
+  const std::size_t group = group_of(weight) + 12;  // groups are cut between blocks
+  return (chunk_of(rows, weight) + (rows < group ? rows : group)) * 4 * float_panel * sizeof(float);
 }
 
 }  // namespace
@@ -84,15 +101,19 @@ void pack_float_weight(const float* weight, std::size_t outputs, std::size_t inp
 }
 
 std::size_t float_linear_workspace(std::size_t rows, const FloatWeight& weight, int threads) {
-  return rounded_bytes(rows, weight) + parts_of(rows, weight, threads) * part_space(weight);
+  return rounded_bytes(rows, weight) + parts_of(rows, weight, threads) * part_space(rows, weight);
 }
 
 void float_linear(const FloatLinear& call, void* workspace, int threads, Isa isa) {
   const FloatWeight& weight = call.weight;
   if (call.rows == 0 || weight.outputs == 0) return;
-  FloatTask task{call, float_depth(weight.format, weight.inputs), nullptr, nullptr, 0, 0};
+  FloatTask task{};
+  task.call = call;
+  task.depth = float_depth(weight.format, weight.inputs);
+  task.chunk = chunk_of(call.rows, weight);
+  task.group = group_of(weight);
   task.parts = parts_of(call.rows, weight, threads);
-  task.part_space = part_space(weight);
+  task.part_space = part_space(call.rows, weight);
   task.rounded = static_cast<float*>(workspace);
   task.space = static_cast<std::uint8_t*>(workspace) + rounded_bytes(call.rows, weight);
 

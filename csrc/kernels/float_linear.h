@@ -63,9 +63,10 @@ void float_linear(const FloatLinear& call);
 // A call on its way: rows are rounded first (not for fp32), then `parts` threads multiply.
 struct FloatTask {
   FloatLinear call;
-  std::size_t depth;    // float_depth
-  float* rounded;       // (rows, depth) or, as pairs, (rows, depth / 2)
-  std::uint8_t* space;  // (parts, part_space): expanded weights
+  std::size_t depth;         // float_depth
+  std::size_t group, chunk;  // rows and inputs taken together
+  float* rounded;            // (rows, depth) or, as pairs, (rows, depth / 2)
+  std::uint8_t* space;       // (parts, part_space): expanded weights and sums
   std::size_t parts, part_space;
 };
 

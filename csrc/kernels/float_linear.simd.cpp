@@ -2,8 +2,8 @@
 // Nothing here may be inline with external linkage: see simd.h.
 //
 // The work is cut into groups of rows that stay in the second cache, within a group into strips of
-// a few panels, and within a strip into blocks of at most tile_rows rows. A strip stays in the
-// nearest cache while the blocks of the group use it.
+// a few panels, a strip into chunks of inputs that stay in the nearest cache, and the group into
+// blocks of at most tile_rows rows, each of which uses a chunk. Chunks add to the group's sums.
 #include "float_linear.h"
 
 #include "float_activation.h"
@@ -13,10 +13,7 @@
 namespace vitlet::VITLET_ISA {
 namespace {
 
-constexpr std::size_t group_bytes = std::size_t{1} << 18;  // of x
-constexpr std::size_t most_columns = 4 * panel_columns;    // of a strip
-constexpr std::size_t least_group = 96;                    // rows
-constexpr std::size_t chunk = 256;  // inputs of one row that are expanded at once
+constexpr std::size_t most_columns = 4 * panel_columns;  // of a strip
 
 // One strip: its panels, their bias and scale, padded.
 struct Strip {
@@ -103,21 +100,6 @@ void expand(const FloatTask& t, const Strip& s, std::size_t begin, std::size_t e
   }
 }
 
-// One row of codes: a chunk of the strip is expanded and used at once.
-template <Multiply multiply>
-void multiply_row_of_codes(const FloatTask& t, const Strip& s, float* space, float* sums) {
-  constexpr std::size_t unit = multiply == Multiply::bf16 ? 2 : 1;
-  std::memset(sums, 0, most_columns * sizeof(float));
-  for (std::size_t begin = 0; begin < t.depth; begin += chunk) {
-    const std::size_t end = begin + chunk < t.depth ? begin + chunk : t.depth;
-    const std::size_t steps = (end - begin) / unit;
-    expand<multiply, Source::codes>(t, s, begin, end, space);
-    const FloatTile tile{
-        t.rounded + begin / unit, 0, space, steps * panel_columns, steps, sums, sums, 0};
-    multiply_any<multiply>(tile, 1, s.panels);
-  }
-}
-
 std::size_t panels_together(std::size_t rows) {
   const int together = rows == 1   ? most_panels(1)
                        : rows <= 3 ? most_panels(tile_rows < 3 ? tile_rows : 3)
@@ -125,76 +107,86 @@ std::size_t panels_together(std::size_t rows) {
   return static_cast<std::size_t>(together);
 }
 
-// Rows whose x stays in the cache; so many that the expansion of a strip is little beside its use.
-std::size_t rows_together(const FloatTask& t, bool expanded) {
-  const std::size_t rows = group_bytes / sizeof(float) / (t.depth + 1) + 1;
-  return expanded && rows < least_group ? least_group : rows;
+struct Blocks {
+  std::size_t rows, count;
+  std::size_t begin(std::size_t block) const {
+    const std::size_t length = rows / count, longer = rows % count;
+    return block * length + (block < longer ? block : longer);
+  }
+};
+
+// The blocks from..to - 1 of a strip. space: an expanded chunk, and sums of each row of a group.
+template <Multiply multiply, Source source>
+void multiply_strip(const FloatTask& t, const Strip& s, const Blocks& blocks, std::size_t from,
+                    std::size_t to, float* space) {
+  constexpr bool codes = source == Source::codes;
+  constexpr std::size_t w_unit = multiply == Multiply::fp32 ? 1 : 2;  // inputs in 32 bits
+  constexpr std::size_t x_unit = multiply == Multiply::bf16 ? 2 : 1;
+  const FloatLinear& c = t.call;
+  const float* x = c.weight.format == FloatFormat::fp32 ? c.x : t.rounded;
+  const std::size_t outputs = c.weight.outputs, column = s.first * panel_columns;
+  const bool plain = !codes && c.activation == Activation::none && c.residual == nullptr &&
+                     s.columns == s.panels * panel_columns;
+  Finish* const finish = finish_for<codes>(c.activation);
+  float* const sums = space + t.chunk * most_columns;
+  const std::size_t first_row = blocks.begin(from);
+  const float zeros[most_columns] = {};
+  for (std::size_t k = 0;; k += t.chunk) {
+    const bool last = k + t.chunk >= t.depth;
+    const std::size_t end = last ? t.depth : k + t.chunk;
+    FloatTile tile;
+    if constexpr (source == Source::direct) {
+      tile.panel_stride = t.depth / w_unit * panel_columns;
+      tile.w = static_cast<const float*>(c.weight.panels) + s.first * tile.panel_stride +
+               k / w_unit * panel_columns;
+    } else {
+      expand<multiply, source>(t, s, k, end, space);
+      tile.panel_stride = (end - k) / w_unit * panel_columns;
+      tile.w = space;
+    }
+    tile.steps = (end - k) / w_unit;
+    tile.x_stride = t.depth / x_unit;
+    for (std::size_t block = from; block < to; ++block) {
+      const std::size_t row = blocks.begin(block), rows = blocks.begin(block + 1) - row;
+      float* const so_far = sums + (row - first_row) * most_columns;
+      tile.x = x + row * tile.x_stride + k / x_unit;
+      tile.start = k > 0 ? so_far : codes ? zeros : s.bias;
+      tile.start_stride = k > 0 ? most_columns : 0;
+      const bool to_out = last && plain;
+      tile.out = to_out ? c.out + row * outputs + column : so_far;
+      tile.out_stride = to_out ? outputs : most_columns;
+      multiply_any<multiply>(tile, rows, s.panels);
+      if (last && !plain) finish(c, s, so_far, row, rows);
+    }
+    if (last) return;
+  }
 }
 
 template <Multiply multiply, Source source>
 void multiply_part(const FloatTask& t, std::size_t part) {
-  constexpr bool codes = source == Source::codes, direct = source == Source::direct;
   const FloatLinear& c = t.call;
-  const FloatWeight& w = c.weight;
-  const std::size_t steps = multiply == Multiply::fp32 ? t.depth : t.depth / 2;
-  const std::size_t x_stride = multiply == Multiply::bf16 ? t.depth / 2 : t.depth;
-  const float* x = w.format == FloatFormat::fp32 ? c.x : t.rounded;
-  auto* space = reinterpret_cast<float*>(t.space + part * t.part_space);
-  Finish* const end_with = finish_for<codes>(c.activation);
-  const bool plain = !codes && c.activation == Activation::none && c.residual == nullptr;
-
-  const std::size_t panels = (w.outputs + panel_columns - 1) / panel_columns;
+  const std::size_t panels = (c.weight.outputs + panel_columns - 1) / panel_columns;
   const std::size_t together = panels_together(c.rows);
   const std::size_t strips = (panels + together - 1) / together;
-  const std::size_t blocks = (c.rows + tile_rows - 1) / tile_rows;
-  const std::size_t group_rows = rows_together(t, !direct);
-  const std::size_t wanted = (c.rows + group_rows - 1) / group_rows;
-  const std::size_t groups = wanted < blocks ? wanted : blocks;
-  const std::size_t begin = blocks * strips * part / t.parts;
-  const std::size_t end = blocks * strips * (part + 1) / t.parts;
-
-  Strip s;
-  float sums[tile_rows * most_columns];
-  const float zeros[most_columns] = {};
+  const Blocks blocks{c.rows, (c.rows + tile_rows - 1) / tile_rows};
+  const std::size_t wanted = (c.rows + t.group - 1) / t.group;
+  const std::size_t groups = wanted < blocks.count ? wanted : blocks.count;
+  const std::size_t begin = blocks.count * strips * part / t.parts;
+  const std::size_t end = blocks.count * strips * (part + 1) / t.parts;
+  auto* space = reinterpret_cast<float*>(t.space + part * t.part_space);
   std::size_t unit = 0;
   for (std::size_t group = 0; group < groups; ++group) {
-    const std::size_t first_block = group * blocks / groups;
-    const std::size_t count = (group + 1) * blocks / groups - first_block;
+    const std::size_t first = group * blocks.count / groups;
+    const std::size_t count = (group + 1) * blocks.count / groups - first;
     for (std::size_t strip = 0; strip < strips; ++strip, unit += count) {
       if (unit >= end) return;
       if (unit + count <= begin) continue;
-      const std::size_t from = first_block + (unit < begin ? begin - unit : 0);
-      const std::size_t to = first_block + (end - unit < count ? end - unit : count);
+      Strip s;
       s.first = strip * panels / strips;
       s.panels = (strip + 1) * panels / strips - s.first;
       take_columns(c, s);
-      if (codes && c.rows == 1) {
-        multiply_row_of_codes<multiply>(t, s, space, sums);
-        end_with(c, s, sums, 0, 1);
-        continue;
-      }
-      const std::size_t panel_stride = steps * panel_columns;
-      const float* weights = static_cast<const float*>(w.panels) + s.first * panel_stride;
-      if constexpr (!direct) {
-        expand<multiply, source>(t, s, 0, t.depth, space);
-        weights = space;
-      }
-      const bool to_out = plain && s.columns == s.panels * panel_columns;
-      for (std::size_t block = from; block < to; ++block) {
-        const std::size_t length = c.rows / blocks, longer = c.rows % blocks;
-        const std::size_t row = block * length + (block < longer ? block : longer);
-        const std::size_t rows = length + (block < longer ? 1 : 0);
-        const FloatTile tile{x + row * x_stride,
-                             x_stride,
-                             weights,
-                             panel_stride,
-                             steps,
-                             codes ? zeros : s.bias,
-                             to_out ? c.out + row * w.outputs + s.first * panel_columns : sums,
-                             to_out ? w.outputs : most_columns};
-        multiply_any<multiply>(tile, rows, s.panels);
-        if (!to_out) end_with(c, s, sums, row, rows);
-      }
+      multiply_strip<multiply, source>(t, s, blocks, first + (unit < begin ? begin - unit : 0),
+                                       first + (end - unit < count ? end - unit : count), space);
     }
   }
 }

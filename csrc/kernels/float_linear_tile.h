@@ -34,7 +34,7 @@ constexpr int most_panels(int rows) { return rows == 1 ? 2 : 1; }
 #endif
 
 // Up to so many rows, pairs are multiplied as they are; more share their expansion to float32.
-constexpr int few_rows = tile_rows < 3 ? 1 : 3;
+constexpr int few_rows = tile_rows < 3 ? 1 : 2;
 
 struct FloatTile {
   const float* x;  // rows of `steps` 32-bit units; pairs: of twice as many
@@ -42,7 +42,8 @@ struct FloatTile {
   const float* w;            // panels of [steps][16] 32-bit units
   std::size_t panel_stride;  // in those units
   std::size_t steps;         // inputs or, for bfloat16, pairs of them
-  const float* start;        // (16 panels): what the sums begin with
+  const float* start;        // rows of (16 panels): what the sums begin with
+  std::size_t start_stride;
   float* out;
   std::size_t out_stride;
 };
@@ -68,14 +69,15 @@ inline F32 load_weights(const FloatTile& t, const float* w, int vector) {
 }
 
 template <Multiply multiply, int rows, int panels>
-VITLET_TILE multiply_tile(const FloatTile& t) {
+VITLET_TILE tile_product(const FloatTile& t) {
   constexpr int vectors = panels * parts;
   constexpr std::size_t units = multiply == Multiply::pairs ? 2 : 1;  // of x in a step
   F32 sum[rows][vectors];
   VITLET_UNROLL
   for (int m = 0; m < rows; ++m) {
     VITLET_UNROLL
-    for (int v = 0; v < vectors; ++v) sum[m][v] = load_f32(t.start + v * lanes_f32);
+    for (int v = 0; v < vectors; ++v)
+      sum[m][v] = load_f32(t.start + m * t.start_stride + v * lanes_f32);
   }
   const float *x = t.x, *w = t.w, *end = w + t.steps * panel_columns;
   for (; w != end; w += panel_columns, x += units) {
@@ -123,12 +125,12 @@ VITLET_TILE multiply_tile(const FloatTile& t) {
 template <Multiply multiply, int rows>
 void multiply_panels(const FloatTile& t, std::size_t panels) {
   if constexpr (most_panels(rows) >= 4)
-    if (panels == 4) return multiply_tile<multiply, rows, 4>(t);
+    if (panels == 4) return tile_product<multiply, rows, 4>(t);
   if constexpr (most_panels(rows) >= 3)
-    if (panels == 3) return multiply_tile<multiply, rows, 3>(t);
+    if (panels == 3) return tile_product<multiply, rows, 3>(t);
   if constexpr (most_panels(rows) >= 2)
-    if (panels == 2) return multiply_tile<multiply, rows, 2>(t);
-  multiply_tile<multiply, rows, 1>(t);
+    if (panels == 2) return tile_product<multiply, rows, 2>(t);
+  tile_product<multiply, rows, 1>(t);
 }
 
 // rows <= tile_rows, or few_rows for pairs; panels <= most_panels(rows)
