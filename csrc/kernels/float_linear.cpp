@@ -39,17 +39,17 @@ std::size_t rounded_bytes(std::size_t rows, const FloatWeight& weight) {
   return round_up(rows * float_depth(weight.format, weight.inputs) * sizeof(float), 64);
 }
 
-// Rows whose x stays in the second cache; and so many that expanding the weights is little beside
-// their use.
+// Rows whose x stays in the second or third cache; and so many that expanding the weights is little
+// beside their use.
 std::size_t group_of(const FloatWeight& weight) {
-  constexpr std::size_t bytes = std::size_t{1} << 18, least = 96;
+  constexpr std::size_t bytes = std::size_t{1} << 20, least = 192;
   const std::size_t rows = bytes / sizeof(float) / (weight.inputs + 1) + 1;
   return weight.format == FloatFormat::fp32 || rows > least ? rows : least;
 }
 
-// Inputs whose weights stay in the nearest cache, as equal as can be. One row uses nothing twice.
+// Inputs whose weights stay in the second cache, as equal as can be. One row uses nothing twice.
 std::size_t chunk_of(std::size_t rows, const FloatWeight& weight) {
-  constexpr std::size_t most = 256;
+  const std::size_t most = is_codes(weight.format) ? 512 : 2048;
   const std::size_t depth = float_depth(weight.format, weight.inputs);
   if (depth == 0 || (rows == 1 && !is_codes(weight.format))) return round_up(depth + 1, 8);
   const std::size_t chunks = (depth + most - 1) / most;

@@ -2,7 +2,7 @@
 // Nothing here may be inline with external linkage: see simd.h.
 //
 // The work is cut into groups of rows that stay in the second cache, within a group into strips of
-// a few panels, a strip into chunks of inputs that stay in the nearest cache, and the group into
+// a few panels, a strip into chunks of inputs that stay in a near cache, and the group into
 // blocks of at most tile_rows rows, each of which uses a chunk. Chunks add to the group's sums.
 #include "float_linear.h"
 
@@ -115,6 +115,18 @@ struct Blocks {
   }
 };
 
+// Lets the blocks of this strip fetch the next one, which follows it. Codes are small enough.
+void fetch_next_strip(const FloatTask& t, const Strip& s, std::size_t blocks, FloatTile& tile) {
+  const FloatWeight& w = t.call.weight;
+  tile.next = static_cast<const char*>(w.panels);
+  tile.next_step = 0;
+  if (is_codes(w.format)) return;
+  const std::size_t panel = float_panel_bytes(w.format, panel_columns, w.inputs);
+  const std::size_t steps = blocks * (w.format == FloatFormat::fp32 ? t.depth : t.depth / 2);
+  if (steps > 0) tile.next_step = (s.panels * panel + steps - 1) / steps;
+  tile.next += (s.first + s.panels) * panel;
+}
+
 // The blocks from..to - 1 of a strip. space: an expanded chunk, and sums of each row of a group.
 template <Multiply multiply, Source source>
 void multiply_strip(const FloatTask& t, const Strip& s, const Blocks& blocks, std::size_t from,
@@ -131,10 +143,11 @@ void multiply_strip(const FloatTask& t, const Strip& s, const Blocks& blocks, st
   float* const sums = space + t.chunk * most_columns;
   const std::size_t first_row = blocks.begin(from);
   const float zeros[most_columns] = {};
+  FloatTile tile;
+  fetch_next_strip(t, s, to - from, tile);
   for (std::size_t k = 0;; k += t.chunk) {
     const bool last = k + t.chunk >= t.depth;
     const std::size_t end = last ? t.depth : k + t.chunk;
-    FloatTile tile;
     if constexpr (source == Source::direct) {
       tile.panel_stride = t.depth / w_unit * panel_columns;
       tile.w = static_cast<const float*>(c.weight.panels) + s.first * tile.panel_stride +
@@ -156,6 +169,7 @@ void multiply_strip(const FloatTask& t, const Strip& s, const Blocks& blocks, st
       tile.out = to_out ? c.out + row * outputs + column : so_far;
       tile.out_stride = to_out ? outputs : most_columns;
       multiply_any<multiply>(tile, rows, s.panels);
+      tile.next += tile.next_step * tile.steps;
       if (last && !plain) finish(c, s, so_far, row, rows);
     }
     if (last) return;

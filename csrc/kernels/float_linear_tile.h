@@ -46,6 +46,8 @@ struct FloatTile {
   std::size_t start_stride;
   float* out;
   std::size_t out_stride;
+  const char* next;  // weights that will be wanted soon: so many bytes more of them each step
+  std::size_t next_step;
 };
 
 inline F32Bits all_bits(const float* p) {
@@ -79,11 +81,15 @@ VITLET_TILE tile_product(const FloatTile& t) {
     for (int v = 0; v < vectors; ++v)
       sum[m][v] = load_f32(t.start + m * t.start_stride + v * lanes_f32);
   }
+  const char* next = t.next;
   const float *x = t.x, *w = t.w, *end = w + t.steps * panel_columns;
   for (; w != end; w += panel_columns, x += units) {
     if (rows == 1) {
       VITLET_UNROLL
       for (int p = 0; p < panels; ++p) __builtin_prefetch(w + p * t.panel_stride + 512);
+    } else {
+      __builtin_prefetch(next, 0, 2);
+      next += t.next_step;
     }
     if constexpr (multiply == Multiply::pairs) {  // for few rows
       VITLET_UNROLL
