@@ -58,8 +58,8 @@ using Workspace = std::unique_ptr<unsigned char, Release>;
 
 py::array_t<float> linear(const py::array& x, const py::array& panels, const py::array& sums,
                           const py::array& scale, const std::optional<py::array>& bias,
-                          const std::string& format, const std::string& activation, int threads,
-                          const std::string& isa) {
+                          const std::optional<py::array>& residual, const std::string& format,
+                          const std::string& activation, int threads, const std::string& isa) {
   if (!py::isinstance<py::array_t<float>>(x) || x.ndim() != 2 ||
       (x.flags() & py::array::c_style) == 0)
     refuse("x as contiguous float32 (rows, inputs)", show_shape(x));
@@ -76,6 +76,17 @@ py::array_t<float> linear(const py::array& x, const py::array& panels, const py:
   weight.panels =
       check<std::uint8_t>("panels", "uint8", panels, columns / 64 * panel_bytes(kind, inputs));
   const float* shift = bias ? check<float>("bias", "float32", *bias, outputs) : nullptr;
+  const float* last = nullptr;
+  if (residual) {
+    if (!py::isinstance<py::array_t<float>>(*residual) || residual->ndim() != 2 ||
+        residual->shape(0) != x.shape(0) ||
+        static_cast<std::size_t>(residual->shape(1)) != outputs ||
+        (residual->flags() & py::array::c_style) == 0)
+      refuse("residual as contiguous float32 (" + std::to_string(rows) + ", " +
+                 std::to_string(outputs) + ")",
+             show_shape(*residual));
+    last = static_cast<const float*>(residual->data());
+  }
   const Activation after = activation_of(activation);
   if (threads < 1) refuse("threads >= 1", std::to_string(threads));
   threads = std::min(threads, static_cast<int>(most_threads));
@@ -87,12 +98,12 @@ py::array_t<float> linear(const py::array& x, const py::array& panels, const py:
   {
     py::gil_scoped_release release;
     if (plain) {
-      reference::shift_linear(from, rows, weight, shift, after, to);
+      reference::shift_linear(from, rows, weight, shift, after, last, to);
     } else {
       const std::size_t bytes = shift_linear_workspace(rows, weight, threads);
       const Workspace space(
           static_cast<unsigned char*>(::operator new(bytes, std::align_val_t{64})));
-      shift_linear(from, rows, weight, shift, after, to, space.get(), threads, chosen);
+      shift_linear(from, rows, weight, shift, after, last, to, space.get(), threads, chosen);
     }
   }
   return out;
@@ -102,8 +113,9 @@ py::array_t<float> linear(const py::array& x, const py::array& panels, const py:
 
 void bind_shift_linear(py::module_& m) {
   m.def("shift_linear", &linear, py::arg("x"), py::arg("panels"), py::arg("sums"), py::arg("scale"),
-        py::kw_only(), py::arg("bias") = py::none(), py::arg("format") = "shift",
-        py::arg("activation") = "none", py::arg("threads") = 1, py::arg("isa") = "",
+        py::kw_only(), py::arg("bias") = py::none(), py::arg("residual") = py::none(),
+        py::arg("format") = "shift", py::arg("activation") = "none", py::arg("threads") = 1,
+        py::arg("isa") = "",
         "x times packed weights, rows rounded to 8 bits. isa forces one instruction set, or "
         "\"reference\" (for tests).");
 }

@@ -39,12 +39,19 @@ std::size_t shift_linear_workspace(std::size_t rows, const LinearWeight& weight,
 }
 
 void shift_linear(const float* x, std::size_t rows, const LinearWeight& weight, const float* bias,
-                  Activation activation, float* out, void* workspace, int threads, Isa isa) {
+                  Activation activation, const float* residual, float* out, void* workspace,
+                  int threads, Isa isa) {
   if (rows == 0 || weight.outputs == 0) return;
-  LinearTask task{x,       rows,    padded_inputs(weight.inputs),
-                  weight,  bias,    activation,
-                  out,     nullptr, nullptr,
-                  nullptr, 0,       part_space(weight)};
+  LinearTask task{};
+  task.x = x;
+  task.rows = rows;
+  task.stride = padded_inputs(weight.inputs);
+  task.weight = weight;
+  task.bias = bias;
+  task.activation = activation;
+  task.residual = residual;
+  task.out = out;
+  task.part_space = part_space(weight);
   task.parts = parts_of(rows, weight, threads);
   task.q = static_cast<std::uint8_t*>(workspace);
   std::uint8_t* scales = task.q + round_up(rows * task.stride, 64);

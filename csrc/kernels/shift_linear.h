@@ -7,14 +7,16 @@
 
 namespace vitlet {
 
-// out = activation(x weight^T + bias) with integer weights and activations rounded to 8 bits.
+// out = activation(x weight^T + bias) + residual with integer weights and activations rounded to 8
+// bits.
 //
 // x: (rows, inputs) float32. Each row is rounded by itself: with a = max |x|, row_scale = a / 127
 // and q = x * (127 / a) rounded to nearest, ties to even. a < 2^-100 counts as 0. A row that holds
 // an infinity or a NaN gives NaN everywhere.
-// out: (rows, outputs) float32 = (sum_k q[k] * w[n, k]) * (row_scale * scale[n]) + bias[n], the sum
-// exact and the float operations rounded one by one in that order: every instruction set gives the
-// same bits. All arrays are contiguous; out overlaps nothing.
+// out: (rows, outputs) float32 = (sum_k q[k] * w[n, k]) * (row_scale * scale[n]) + bias[n], the
+// activation and the residual after it; the sum exact and the float operations rounded one by one
+// in that order: every instruction set gives the same bits. All arrays are contiguous; out overlaps
+// nothing, or is the residual itself.
 //
 // The weights are stored by columns: 16 of them are one group, four groups one panel, and within a
 // panel come four inputs of a column after four of the column before it.
@@ -43,17 +45,18 @@ std::size_t padded_inputs(std::size_t inputs);                         // to a m
 std::size_t padded_columns(WeightFormat format, std::size_t outputs);  // to a multiple of 64
 std::size_t panel_bytes(WeightFormat format, std::size_t inputs);
 
-// bias: (outputs,) or nullptr. workspace: shift_linear_workspace(...) bytes, 64-byte aligned.
+// bias: (outputs,) or nullptr. activation: none or gelu. residual: (rows, outputs) or nullptr.
+// workspace: shift_linear_workspace(...) bytes, 64-byte aligned.
 // At most `threads` threads, fewer when there is little to do.
 std::size_t shift_linear_workspace(std::size_t rows, const LinearWeight& weight, int threads);
 void shift_linear(const float* x, std::size_t rows, const LinearWeight& weight, const float* bias,
-                  Activation activation, float* out, void* workspace, int threads,
-                  Isa isa = active_isa());
+                  Activation activation, const float* residual, float* out, void* workspace,
+                  int threads, Isa isa = active_isa());
 
 namespace reference {
 // The definition. Tests hold every other version to it, bit by bit.
 void shift_linear(const float* x, std::size_t rows, const LinearWeight& weight, const float* bias,
-                  Activation activation, float* out);
+                  Activation activation, const float* residual, float* out);
 }  // namespace reference
 
 // What the two stages of one call share. Rows are rounded first, then `parts` threads multiply.
@@ -63,6 +66,7 @@ struct LinearTask {
   LinearWeight weight;
   const float* bias;
   Activation activation;
+  const float* residual;
   float* out;
   std::uint8_t* q;      // (rows, stride): the rounded rows, or those + 128, as the kernel likes
   float* row_scale;     // (rows,)

@@ -50,7 +50,7 @@ float round_row(const float* x, std::vector<std::int32_t>& q) {
 }  // namespace
 
 void shift_linear(const float* x, std::size_t rows, const LinearWeight& w, const float* bias,
-                  Activation activation, float* out) {
+                  Activation activation, const float* residual, float* out) {
   std::vector<std::int32_t> q(w.inputs);
   for (std::size_t m = 0; m < rows; ++m) {
     const float row_scale = round_row(x + m * w.inputs, q);
@@ -64,7 +64,9 @@ void shift_linear(const float* x, std::size_t rows, const LinearWeight& w, const
         total = static_cast<float>(sum(w, n, q));
       }
       const float y = total * (row_scale * w.scale[n]) + (bias == nullptr ? 0.0f : bias[n]);
-      out[m * w.outputs + n] = activation == Activation::gelu ? gelu(y) : y;
+      const std::size_t i = m * w.outputs + n;
+      const float z = activation == Activation::gelu ? gelu(y) : y;
+      out[i] = residual == nullptr ? z : z + residual[i];
     }
   }
 }

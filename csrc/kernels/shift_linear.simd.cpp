@@ -91,12 +91,16 @@ void finish_block(const LinearTask& t, const std::int32_t* sums, std::size_t col
       float* out = t.out + (first_row + m) * outputs + n;
       const std::int32_t* group = sums + m * strip_columns + 16 * g;
       const float row_scale = t.row_scale[first_row + m];
-      if (count == width) {
+      if (count == width && t.residual == nullptr) {
         finish<wide, with_gelu>(group, row_scale, scale, bias, out);
-      } else {
-        finish<wide, with_gelu>(group, row_scale, scale, bias, y);
-        std::memcpy(out, y, count * sizeof(float));
+        continue;
       }
+      finish<wide, with_gelu>(group, row_scale, scale, bias, y);
+      if (t.residual != nullptr) {
+        const float* residual = t.residual + (out - t.out);
+        for (std::size_t j = 0; j < count; ++j) y[j] += residual[j];
+      }
+      std::memcpy(out, y, count * sizeof(float));
     }
   }
 }

@@ -55,6 +55,7 @@ def shift_linear(
     scale: NDArray[Any],
     *,
     bias: NDArray[Any] | None = None,
+    residual: NDArray[Any] | None = None,
     format: str = "shift",
     activation: str = "none",
     threads: int = 1,

@@ -72,6 +72,9 @@ int main() {
   const std::size_t linear = check_linear();
   if (linear == 0) return 1;
   checks += linear;
+  const std::size_t float_linear = check_float_linear();
+  if (float_linear == 0) return 1;
+  checks += float_linear;
   const std::size_t attention = check_binary_attention();
   if (attention == 0) return 1;
   checks += attention;

@@ -62,15 +62,17 @@ Case make(WeightFormat format, std::size_t rows, std::size_t inputs, std::size_t
 }
 
 bool agrees(const Case& c, std::size_t rows, Isa isa) {
-  std::vector<float> expected(rows * c.scale.size()), got(expected.size());
+  std::vector<float> expected(rows * c.scale.size()), got(expected.size()), residual;
+  for (std::size_t i = 0; i < got.size(); ++i) residual.push_back(static_cast<float>(i % 97) / 7);
   for (Activation activation : {Activation::none, Activation::gelu})
     for (int threads : {1, 3}) {
+      const float* added = threads == 1 ? nullptr : residual.data();
       const std::unique_ptr<unsigned char, Release> space(static_cast<unsigned char*>(
           ::operator new(shift_linear_workspace(rows, c.weight, threads), std::align_val_t{64})));
-      reference::shift_linear(c.x.data(), rows, c.weight, c.bias.data(), activation,
+      reference::shift_linear(c.x.data(), rows, c.weight, c.bias.data(), activation, added,
                               expected.data());
-      shift_linear(c.x.data(), rows, c.weight, c.bias.data(), activation, got.data(), space.get(),
-                   threads, isa);
+      shift_linear(c.x.data(), rows, c.weight, c.bias.data(), activation, added, got.data(),
+                   space.get(), threads, isa);
       if (!got.empty() && std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) != 0)
         return false;
     }

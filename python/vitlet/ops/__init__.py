@@ -8,6 +8,7 @@ from vitlet.ops.depthwise_conv2d import (
     pack_depthwise_weight,
 )
 from vitlet.ops.hamming_attention import hamming_attention
+from vitlet.ops.linear import LinearWeight, linear, pack_linear_weight
 from vitlet.ops.resize_normalize import resize_crop, resize_normalize
 from vitlet.ops.shift_linear import (
     Int8Weight,
@@ -21,6 +22,7 @@ from vitlet.ops.shift_linear import (
 __all__ = [
     "DepthwiseWeight",
     "Int8Weight",
+    "LinearWeight",
     "MixerWeights",
     "PackedBits",
     "ShiftWeight",
@@ -29,9 +31,11 @@ __all__ = [
     "depthwise_conv2d",
     "hamming_attention",
     "int8_linear",
+    "linear",
     "pack_bits",
     "pack_depthwise_weight",
     "pack_int8_weight",
+    "pack_linear_weight",
     "pack_shift_weight",
     "resize_crop",
     "resize_normalize",

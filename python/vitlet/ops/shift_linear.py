@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitlet.errors import ShapeError, UsageError
+from vitlet.ops.linear import checked_rows, flat_rows, float_linear
 from vitlet.ops.native import extension
 
 Activation = Literal["none", "gelu"]
@@ -157,29 +158,53 @@ def shift_linear(
     bias: NDArray[np.float32] | None = None,
     *,
     activation: Activation = "none",
+    residual: NDArray[np.float32] | None = None,
+    activations: Literal["int8", "bf16"] = "int8",
     threads: int = 1,
 ) -> NDArray[np.float32]:
-    """Multiply by power-of-two weights: ``activation(x @ weight.T + bias)``.
+    """Multiply by power-of-two weights: ``activation(x @ weight.T + bias) + residual``.
 
-    Each row of x is rounded to 8 bits by itself (``max |x| / 127`` is one step), so a token's
-    result does not depend on the others. The sums are exact integers, and the result has the same
-    bits on every processor and for every number of threads.
+    With activations of "int8", each row of x is rounded to 8 bits by itself (``max |x| / 127`` is
+    one step), so a token's result does not depend on the others. The sums are exact integers, and
+    the result has the same bits on every processor and for every number of threads.
 
     Args:
         x: float32 (..., K); any strides. A row that holds an infinity or a NaN gives NaN.
         weight: (N, K), from `pack_shift_weight`.
         bias: float32 (N,).
         activation: "gelu" (the one with erf, within 4e-7) or "none".
+        residual: float32 (..., N), added last.
+        activations: "int8", or "bf16" to round x to bfloat16 instead (8 bits of each number, not
+            of the row) and sum in float32: closer, and slower.
         threads: at most so many, fewer when there is little to do.
 
     Returns:
         float32 (..., N).
 
     Raises:
-        ShapeError: x, weight and bias do not fit.
+        ShapeError: x, weight, bias and residual do not fit.
+        UsageError: an option that is none of these.
     """
+    if activations not in ("int8", "bf16"):
+        raise UsageError(
+            f'[shift_linear] expected activations "int8" or "bf16", got {activations!r}'
+        )
     name = "wide" if isinstance(weight, ShiftWeight) and weight.wide else "shift"
-    return _linear("shift_linear", ShiftWeight, x, weight, bias, name, activation, threads)
+    if activations == "bf16" and isinstance(weight, ShiftWeight):
+        return float_linear(
+            "shift_linear",
+            x,
+            (weight.panels, len(weight.scale), weight.inputs),
+            bias,
+            residual,
+            scale=weight.scale,
+            format=name,
+            activation=activation,
+            threads=threads,
+        )
+    return _linear(
+        "shift_linear", ShiftWeight, x, weight, bias, residual, name, activation, threads
+    )
 
 
 def int8_linear(
@@ -188,10 +213,13 @@ def int8_linear(
     bias: NDArray[np.float32] | None = None,
     *,
     activation: Activation = "none",
+    residual: NDArray[np.float32] | None = None,
     threads: int = 1,
 ) -> NDArray[np.float32]:
     """Multiply by dense 8-bit weights; see `shift_linear` for the arguments and errors."""
-    return _linear("int8_linear", Int8Weight, x, weight, bias, "dense", activation, threads)
+    return _linear(
+        "int8_linear", Int8Weight, x, weight, bias, residual, "dense", activation, threads
+    )
 
 
 def _linear(
@@ -200,24 +228,15 @@ def _linear(
     x: NDArray[np.float32],
     weight: ShiftWeight | Int8Weight,
     bias: NDArray[np.float32] | None,
+    residual: NDArray[np.float32] | None,
     name: str,
     activation: str,
     threads: int,
 ) -> NDArray[np.float32]:
     if not isinstance(weight, kind):
         raise ShapeError(f"[{op}] expected a {kind.__name__}, got {type(weight).__name__}")
-    inputs = weight.inputs
-    if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.shape[-1:] != (inputs,):
-        raise ShapeError(f"[{op}] expected x of float32 (..., {inputs}), got {_described(x)}")
-    if bias is not None and (
-        not isinstance(bias, np.ndarray)
-        or bias.dtype != np.float32
-        or bias.shape != weight.scale.shape
-    ):
-        raise ShapeError(
-            f"[{op}] expected bias of float32 {weight.scale.shape}, got {_described(bias)}"
-        )
-    rows = int(np.prod(x.shape[:-1], dtype=np.int64))
+    inputs, outputs = weight.inputs, len(weight.scale)
+    rows = checked_rows(op, x, inputs, outputs, bias, residual)
     try:
         out = extension.shift_linear(
             np.ascontiguousarray(x).reshape(rows, inputs),
@@ -225,6 +244,7 @@ def _linear(
             weight.sums,
             weight.scale,
             bias=None if bias is None else np.ascontiguousarray(bias),
+            residual=flat_rows(residual, rows, outputs),
             format=name,
             activation=activation,
             threads=threads,
@@ -233,7 +253,7 @@ def _linear(
         raise UsageError(f"[{op}] expected an activation name and a number of threads") from None
     except ValueError as error:
         raise UsageError(str(error).replace("[shift_linear]", f"[{op}]")) from None
-    return out.reshape(*x.shape[:-1], len(weight.scale))
+    return out.reshape(*x.shape[:-1], outputs)
 
 
 def _checked_weight(op: str, weight: NDArray[Any]) -> NDArray[np.float64]:
