@@ -29,12 +29,17 @@ template <bool to_floats>
 inline void store_four(U32x8 even, U32x8 odd, std::uint32_t* out) {
   const U32x8 upper = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
                        0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
+  const auto put = [out](std::size_t row, const U32x8& values) {
+    std::memcpy(out + 16 * row, &values, sizeof(values));
+  };
   if constexpr (to_floats) {
-    const U32x8 rows[4] = {even << 16, odd << 16, even & upper, odd & upper};
-    for (int k = 0; k < 4; ++k) std::memcpy(out + 16 * k, &rows[k], sizeof(rows[k]));
+    put(0, even << 16);
+    put(1, odd << 16);
+    put(2, even & upper);
+    put(3, odd & upper);
   } else {
-    const U32x8 rows[2] = {(even & ~upper) | odd << 16, even >> 16 | (odd & upper)};
-    for (int k = 0; k < 2; ++k) std::memcpy(out + 16 * k, &rows[k], sizeof(rows[k]));
+    put(0, (even & ~upper) | odd << 16);
+    put(1, even >> 16 | (odd & upper));
   }
 }
 
@@ -57,7 +62,7 @@ inline void expand_wide(const std::uint8_t* bytes, int shift, std::uint32_t* out
   U32x8 high, low, value[4];
   std::memcpy(&high, bytes, sizeof(high));
   std::memcpy(&low, bytes + sizeof(high), sizeof(low));
-  for (int k = 0; k < 4; ++k) {
+  _Pragma("GCC unroll 4") for (int k = 0; k < 4; ++k) {
     U32x8 upper = high >> (shift + 8 * k) & 15u, lower = low >> (shift + 8 * k) & 15u;
     wide_to_f32(upper);
     wide_to_f32(lower);
@@ -70,20 +75,29 @@ inline void expand_wide(const std::uint8_t* bytes, int shift, std::uint32_t* out
 
 // Inputs begin..end - 1 (multiples of four) of the 16 outputs of a panel, to rows of 16.
 // codes, inputs: of the whole weight, padded.
-template <bool to_floats>
-void expand_codes(const std::uint8_t* codes, std::size_t inputs, bool wide, std::size_t panel,
+template <bool to_floats, bool wide>
+void expand_panel(const std::uint8_t* codes, std::size_t inputs, std::size_t panel,
                   std::size_t begin, std::size_t end, std::uint32_t* out) {
   const std::size_t column = panel * (wide ? 32 : 16);
   const std::uint8_t* from = codes + column / 64 * inputs * 32 + column % 64 / 32 * 64;
   const int shift = column / 16 % 2 == 0 ? 0 : 4;
   for (std::size_t k = begin; k < end; k += 4, out += to_floats ? 64 : 32) {
     const std::uint8_t* bytes = from + 32 * k;
-    for (int half = 0; half < 2; ++half)
-      if (wide)
-        expand_wide<to_floats>(bytes, 4 * half, out + 8 * half);
-      else
-        expand_narrow<to_floats>(bytes + 32 * half, shift, out + 8 * half);
+    if constexpr (wide) {
+      expand_wide<to_floats>(bytes, 0, out);
+      expand_wide<to_floats>(bytes, 4, out + 8);
+    } else {
+      expand_narrow<to_floats>(bytes, shift, out);
+      expand_narrow<to_floats>(bytes + 32, shift, out + 8);
+    }
   }
+}
+
+template <bool to_floats>
+void expand_codes(const std::uint8_t* codes, std::size_t inputs, bool wide, std::size_t panel,
+                  std::size_t begin, std::size_t end, std::uint32_t* out) {
+  (wide ? expand_panel<to_floats, true> : expand_panel<to_floats, false>)(codes, inputs, panel,
+                                                                          begin, end, out);
 }
 
 // Pairs of one panel to float32: [steps][16] to [2 steps][16].
