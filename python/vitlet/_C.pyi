@@ -61,9 +61,7 @@ def shift_linear(
     threads: int = 1,
     isa: str = "",
 ) -> NDArray[np.float32]: ...
-def pack_linear_weight(
-    weight: NDArray[Any], *, precision: str = "fp32"
-) -> NDArray[np.uint8]: ...
+def pack_linear_weight(weight: NDArray[Any], *, precision: str = "fp32") -> NDArray[np.uint8]: ...
 def float_linear(
     x: NDArray[Any],
     panels: NDArray[Any],

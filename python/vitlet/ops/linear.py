@@ -82,7 +82,7 @@ def pack_linear_weight(weight: NDArray[Any], precision: Precision = "fp32") -> L
         )
     values = np.ascontiguousarray(weight, np.float32)
     panels = extension.pack_linear_weight(values, precision=precision)
-    return LinearWeight(panels, *weight.shape, precision)
+    return LinearWeight(panels, weight.shape[0], weight.shape[1], precision)
 
 
 def linear(
