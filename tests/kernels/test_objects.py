@@ -25,7 +25,7 @@ pytestmark = [
 ]
 # The functions whose innermost loops multiply by the tile. gcc keeps the sums of such a loop in
 # memory for small reasons, which halves its speed.
-TILES = re.compile(r"::(multiply|project|attend|tile_\w+)<")
+TILES = re.compile(r"::(attend|multiply|project|project_tile|tile_\w+)<")
 MULTIPLIES = re.compile(r"vfn?madd\w+ps|vpdpbusd|vdpbf16ps|v?pmaddubsw|v?pmaddwd")
 STACK = re.compile(r"\(%r[sb]p.*%[xyz]mm|%[xyz]mm.*\(%r[sb]p")
 # Of the loops that have too few registers: loads and stores that are known.
@@ -50,7 +50,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     )
     build = folder / "build"
     configure = ["-S", str(folder), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
-    for step in (configure, ["--build", str(build)]):
+    for step in (configure, ["--build", str(build), "--parallel", "2"]):
         subprocess.run(["cmake", *step], check=True, capture_output=True, timeout=600)
     found = sorted(build.rglob("*.simd.cpp.o"))
     kernels = [path.name + ".o" for path in KERNELS.glob("*.simd.cpp")]

@@ -18,7 +18,7 @@ def build(folder: Path, *options: str) -> Path:
     """Compile the kernels and their self check, with warnings as errors."""
     for step in (
         ["-S", str(HERE), "-B", str(folder), *options],
-        ["--build", str(folder)],
+        ["--build", str(folder), "--parallel", "2"],
     ):
         result = subprocess.run(["cmake", *step], capture_output=True, text=True, timeout=600)
         assert result.returncode == 0, result.stdout + result.stderr
