@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "scratch.h"
 
 namespace py = pybind11;
 
@@ -130,7 +131,7 @@ py::array_t<float> mix(const py::array& x, const py::array& packed, std::size_t 
   float* to = out.mutable_data();
   {
     py::gil_scoped_release release;
-    const Space space = allocate(additive_token_mixer_workspace(request, threads));
+    const Scratch space(additive_token_mixer_workspace(request, threads));
     if (plain)
       reference::additive_token_mixer(from, request, weights, to, space.get());
     else

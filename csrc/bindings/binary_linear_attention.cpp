@@ -3,14 +3,13 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
-#include <memory>
-#include <new>
 #include <optional>
 #include <stdexcept>
 #include <vector>
 
 #include "bindings.h"
 #include "pack_bits.h"
+#include "scratch.h"
 
 namespace py = pybind11;
 
@@ -78,10 +77,6 @@ py::array_t<std::uint64_t> pack(const py::array& x, const py::array& thresholds,
   return out;
 }
 
-struct Release {
-  void operator()(unsigned char* p) const { ::operator delete(p, std::align_val_t{64}); }
-};
-
 py::array_t<float> attend(const py::array& q, const py::array& k, const py::array& v,
                           std::int64_t bits, bool signed_codes, bool exact,
                           const std::optional<py::array>& taps, int threads,
@@ -125,9 +120,7 @@ py::array_t<float> attend(const py::array& q, const py::array& k, const py::arra
   if (plain) {
     reference::binary_linear_attention(task);
   } else {
-    const std::size_t bytes = binary_linear_attention_workspace(task, threads);
-    const std::unique_ptr<unsigned char, Release> space(
-        static_cast<unsigned char*>(::operator new(bytes, std::align_val_t{64})));
+    const Scratch space(binary_linear_attention_workspace(task, threads));
     binary_linear_attention(task, space.get(), threads, chosen);
   }
   return out;

@@ -4,13 +4,12 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
-#include <new>
 #include <optional>
 #include <stdexcept>
 #include <vector>
 
 #include "bindings.h"
+#include "scratch.h"
 
 namespace py = pybind11;
 
@@ -77,10 +76,6 @@ py::array_t<float> pack(const py::array& weight, const std::optional<py::array>&
   return packed;
 }
 
-struct Release {
-  void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
-};
-
 py::array_t<float> convolve(const py::array& x, const py::array& packed, long long multiplier,
                             const std::array<long long, 2>& kernel, long long stride,
                             const std::array<long long, 4>& padding, const std::string& activation,
@@ -131,8 +126,7 @@ py::array_t<float> convolve(const py::array& x, const py::array& packed, long lo
     if (plain) {
       reference::depthwise_conv2d(from, request, weights, added, to);
     } else {
-      const std::size_t bytes = depthwise_conv2d_workspace(request, threads);
-      const std::unique_ptr<void, Release> space(::operator new(bytes, std::align_val_t{64}));
+      const Scratch space(depthwise_conv2d_workspace(request, threads));
       depthwise_conv2d(from, request, weights, added, to, space.get(), threads, instructions);
     }
   }

@@ -3,12 +3,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <memory>
 #include <new>
 #include <optional>
 #include <stdexcept>
 
 #include "bindings.h"
+#include "scratch.h"
 #include "shift_linear.h"
 
 namespace py = pybind11;
@@ -59,11 +59,6 @@ Activation activation_of(const std::string& name) {
   if (name == "silu") return Activation::silu;
   refuse("activation \"none\", \"gelu\", \"relu\" or \"silu\"", "\"" + name + "\"");
 }
-
-struct Release {
-  void operator()(unsigned char* p) const { ::operator delete(p, std::align_val_t{64}); }
-};
-using Workspace = std::unique_ptr<unsigned char, Release>;
 
 py::array_t<std::uint8_t> pack(const py::array& weight, const std::string& precision) {
   if (precision != "fp32" && precision != "bf16")
@@ -122,9 +117,7 @@ py::array_t<float> linear(const py::array& x, const py::array& panels, std::size
     if (plain) {
       reference::float_linear(call);
     } else {
-      const std::size_t bytes = float_linear_workspace(call.rows, call.weight, threads);
-      const Workspace space(
-          static_cast<unsigned char*>(::operator new(bytes, std::align_val_t{64})));
+      const Scratch space(float_linear_workspace(call.rows, call.weight, threads));
       float_linear(call, space.get(), threads, chosen);
     }
   }

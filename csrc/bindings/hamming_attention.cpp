@@ -2,13 +2,12 @@
 
 #include <cmath>
 #include <limits>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <vector>
 
 #include "bindings.h"
 #include "pack_bits.h"
+#include "scratch.h"
 
 namespace py = pybind11;
 
@@ -43,10 +42,6 @@ const T* data_of(const std::string& what, const char* type, const py::array& arr
     refuse("an aligned " + what, "a misaligned one");
   return static_cast<const T*>(array.data());
 }
-
-struct Release {
-  void operator()(unsigned char* p) const { ::operator delete(p, std::align_val_t{64}); }
-};
 
 py::array_t<float> attend(const py::array& q, const py::array& k, const py::array& v,
                           std::int64_t bits, double scale, bool signed_codes, int threads,
@@ -85,9 +80,7 @@ py::array_t<float> attend(const py::array& q, const py::array& k, const py::arra
   if (plain) {
     reference::hamming_attention(task);
   } else {
-    const std::size_t bytes = hamming_attention_workspace(task, threads);
-    const std::unique_ptr<unsigned char, Release> space(
-        static_cast<unsigned char*>(::operator new(bytes, std::align_val_t{64})));
+    const Scratch space(hamming_attention_workspace(task, threads));
     hamming_attention(task, space.get(), threads, chosen);
   }
   return out;

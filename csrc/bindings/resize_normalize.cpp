@@ -4,12 +4,11 @@
 
 #include <array>
 #include <cmath>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <vector>
 
 #include "bindings.h"
+#include "scratch.h"
 
 namespace py = pybind11;
 
@@ -77,17 +76,6 @@ void check_scale(const char* what, const std::vector<float>& values, const Resiz
       refuse(std::string("finite mean and positive std"), what + (" " + std::to_string(value)));
 }
 
-struct Release {
-  void operator()(unsigned char* p) const { ::operator delete(p, std::align_val_t{64}); }
-};
-using Workspace = std::unique_ptr<unsigned char, Release>;
-
-// Never much larger than the source or the window: the first pass is the one that shrinks.
-Workspace workspace_for(const ResizeRequest& request) {
-  const std::size_t bytes = resize_normalize_workspace(request);
-  return Workspace(static_cast<unsigned char*>(::operator new(bytes, std::align_val_t{64})));
-}
-
 py::array_t<float> normalize(const py::array& image, const Pair& resized, const Window& window,
                              const std::vector<float>& mean, const std::vector<float>& std,
                              const std::string& filter, const std::string& isa) {
@@ -101,7 +89,8 @@ py::array_t<float> normalize(const py::array& image, const Pair& resized, const 
   float* to = out.mutable_data();
   {
     py::gil_scoped_release release;
-    const Workspace space = workspace_for(request);
+    // Never much larger than the source or the window: the first pass is the one that shrinks.
+    const Scratch space(resize_normalize_workspace(request));
     if (plain)
       reference::resize_normalize(from, request, mean.data(), std.data(), to, space.get());
     else
@@ -120,7 +109,7 @@ py::array_t<std::uint8_t> crop(const py::array& image, const Pair& resized, cons
   std::uint8_t* to = out.mutable_data();
   {
     py::gil_scoped_release release;
-    const Workspace space = workspace_for(request);
+    const Scratch space(resize_normalize_workspace(request));
     if (plain)
       reference::resize_crop(from, request, to, space.get());
     else

@@ -3,13 +3,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <optional>
 #include <stdexcept>
 #include <vector>
 
 #include "bindings.h"
+#include "scratch.h"
 
 namespace py = pybind11;
 
@@ -50,11 +49,6 @@ Activation activation_of(const std::string& name) {
   if (name == "gelu") return Activation::gelu;
   refuse("activation \"none\" or \"gelu\"", "\"" + name + "\"");
 }
-
-struct Release {
-  void operator()(unsigned char* p) const { ::operator delete(p, std::align_val_t{64}); }
-};
-using Workspace = std::unique_ptr<unsigned char, Release>;
 
 py::array_t<float> linear(const py::array& x, const py::array& panels, const py::array& sums,
                           const py::array& scale, const std::optional<py::array>& bias,
@@ -100,9 +94,7 @@ py::array_t<float> linear(const py::array& x, const py::array& panels, const py:
     if (plain) {
       reference::shift_linear(from, rows, weight, shift, after, last, to);
     } else {
-      const std::size_t bytes = shift_linear_workspace(rows, weight, threads);
-      const Workspace space(
-          static_cast<unsigned char*>(::operator new(bytes, std::align_val_t{64})));
+      const Scratch space(shift_linear_workspace(rows, weight, threads));
       shift_linear(from, rows, weight, shift, after, last, to, space.get(), threads, chosen);
     }
   }
