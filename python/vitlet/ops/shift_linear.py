@@ -31,6 +31,7 @@ __all__ = [
 
 MAX_INPUTS = 1 << 17
 _NARROW = np.array([0, 1, 2, 4, 8, 16, 32, 64, 0, -1, -2, -4, -8, -16, -32, -64], np.int32)
+_ROOT_OF_HALF = np.sqrt(0.5).view(np.int64)
 _WIDE = np.where(np.arange(16) == 8, -128, _NARROW)
 
 
@@ -102,19 +103,20 @@ def pack_shift_weight(weight: NDArray[Any], wide: bool = False) -> ShiftWeight:
     """
     values = _checked_weight("pack_shift_weight", weight)
     octaves = 15 if wide else 7
-    mantissa, exponent = np.frexp(np.abs(values))
-    exponent = exponent - (mantissa < np.sqrt(0.5))  # round(log2(|w|))
-    top = np.where(values != 0, exponent, -120).max(axis=1, initial=-120)
+    magnitudes = np.abs(values)
+    # round(log2(|w|)): an octave of doubles is 2^52 integers, and rounds down from sqrt(1/2).
+    exponent = ((magnitudes.view(np.int64) - _ROOT_OF_HALF) >> 52).astype(np.int32)
+    top = exponent.max(axis=1, initial=-120)
     level = exponent - top[:, None] + octaves  # octaves for the largest, 1 for the least
     half_least = np.ldexp(np.ones(len(top)), top - octaves)[:, None]
-    level = np.where(np.abs(values) >= half_least, np.maximum(level, 1), 0)
-    level = np.where(values == 0, 0, level)
+    np.maximum(level, 1, out=level)
+    level[magnitudes < half_least] = 0
     negative = values < 0
     scale = np.ldexp(np.float32(1), top - octaves + 1).astype(np.float32)
     if wide:
         codes, integers = _wide_codes(level, negative)
     else:
-        codes = np.where(level > 0, level + 8 * negative, 0)
+        codes = level + 8 * (negative & (level > 0))
         integers = _NARROW[codes]
     columns = _padded(codes.astype(np.uint8), len(integers))
     panels = _to_panels(columns)
