@@ -176,7 +176,7 @@ def _quiet() -> Iterator[None]:
 
 def _convert(graph: Graph, batch: Batch, opset: int) -> Any:
     program = trace(graph, batch)
-    from vitlet.export.functions import translations
+    from vitlet.export.functions.translate import translations
 
     table = translations()
     from vitlet.export.onnx_attention import attention, fits
