@@ -6,7 +6,9 @@ Activation activation_of(const char* op, const Info& info) {
   const std::string text = info.text("activation", "none");
   if (text == "none") return Activation::none;
   if (text == "gelu") return Activation::gelu;
-  refuse(op, "activation \"none\" or \"gelu\"", "\"" + text + "\"");
+  if (text == "relu") return Activation::relu;
+  if (text == "silu") return Activation::silu;
+  refuse(op, "activation \"none\", \"gelu\", \"relu\" or \"silu\"", "\"" + text + "\"");
 }
 
 const float* bias_of(const char* op, const Tensor& bias, std::size_t outputs) {

@@ -1,6 +1,6 @@
 #pragma once
+#include "activation.h"
 #include "custom_op.h"
-#include "shift_linear.h"
 
 namespace vitlet::ort {
 

@@ -7,7 +7,6 @@ of the blocked order that its convolutions like is not counted: in a model these
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -38,7 +37,12 @@ def measure_layer(
         opset: of the graph.
         library: `libvitlet_ort`.
     """
-    ways: dict[str, ir.Graph] = {} if layer.kind == MIXER else {PLAIN: _alone(layer)}
+    ways: dict[str, ir.Graph] = {}
+    channels = layer.attributes.get("channels", 0)
+    parts = len(layer.weight) // channels if channels else 1
+    if layer.kind != MIXER:
+        # Several outputs a channel: ONNX Runtime gets a layer for each, see onnx_multiplier.
+        ways[PLAIN] = _alone(layer, channels if parts > 1 else None)
     for way in formats:
         graph = _alone(layer)
         copies = _copy_of(layer, graph)
@@ -46,7 +50,8 @@ def measure_layer(
         if layer.image and (layer.kind != MIXER or way.endswith("nhwc")):
             _take_last(graph)
         ways[way] = graph
-    return _run(ways, opset, library)
+    times = _run(ways, opset, library)
+    return {way: time * (parts if way == PLAIN else 1) for way, time in times.items()}
 
 
 def measure_transpose(shape: tuple[int, int, int], opset: int, library: Path) -> float:
@@ -65,8 +70,9 @@ def _graph(inputs: list[ir.Value], nodes: list[ir.Node], constants: Any = ()) ->
     return ir.Graph(inputs, [output], nodes=nodes, initializers=list(constants), name="layer")
 
 
-def _alone(layer: Layer) -> ir.Graph:
-    """Return a graph of the layer's own nodes."""
+def _alone(layer: Layer, outputs: int | None = None) -> ir.Graph:
+    """Return a graph of the layer's own nodes, perhaps of its first output channels only."""
+    whole = len(layer.weight)
     values: dict[int, ir.Value] = {}
     inputs, constants = [], []
     inner = {id(node.outputs[0]) for node in layer.nodes}
@@ -77,10 +83,15 @@ def _alone(layer: Layer) -> ir.Graph:
         assert value.shape is not None or value.const_value is not None
         known = value.const_value.shape if value.const_value is not None else value.shape
         shape = [size if isinstance(size, int) else 1 for size in known or ()]
+        array = None if value.const_value is None else value.const_value.numpy()
+        if outputs is not None and array is not None and shape[:1] == [whole]:
+            array, shape[0] = array[:outputs], outputs
+        elif outputs is not None and array is None and value is not layer.source:
+            shape[1] = outputs
         name = f"v{len(values)}"
         made = ir.val(name, dtype=value.dtype or ir.DataType.FLOAT, shape=ir.Shape(shape))
-        if value.const_value is not None:
-            made.const_value = ir.tensor(value.const_value.numpy(), name=name)
+        if array is not None:
+            made.const_value = ir.tensor(array, name=name)
             constants.append(made)
         else:
             assert id(value) not in inner
@@ -97,7 +108,10 @@ def _alone(layer: Layer) -> ir.Graph:
         output, old = new.outputs[0], node.outputs[0]
         output.dtype = ir.DataType.FLOAT
         if old.shape is not None:
-            output.shape = ir.Shape([s if isinstance(s, int) else 1 for s in old.shape])
+            sizes = [size if isinstance(size, int) else 1 for size in old.shape]
+            if outputs is not None:
+                sizes[1] = outputs
+            output.shape = ir.Shape(sizes)
         values[id(old)] = output
         nodes.append(new)
     return _graph(inputs, nodes, constants)
@@ -126,7 +140,7 @@ def _take_last(graph: ir.Graph) -> None:
 
 
 def _run(ways: Mapping[str, ir.Graph], opset: int, library: Path) -> dict[str, float]:
-    """Return the microseconds of each graph's nodes, medians over interleaved runs."""
+    """Return the microseconds of each graph's nodes, of interleaved runs."""
     runtime = require("onnxruntime", extra="runtime", why="measure layers for accelerate")
     with tempfile.TemporaryDirectory() as folder:
         sessions = {}
@@ -150,7 +164,7 @@ def _run(ways: Mapping[str, ir.Graph], opset: int, library: Path) -> dict[str, f
             spent += 0.0 if count < 2 else (time.perf_counter() - started) * 1e3
             if count >= _ROUNDS[0] + 2 and spent > _MILLISECONDS * len(sessions):
                 break
-        return {way: _median(Path(session.end_profiling())) for way, session in sessions.items()}
+        return {way: _typical(Path(session.end_profiling())) for way, session in sessions.items()}
 
 
 def _feeds(session: Any) -> dict[str, Any]:
@@ -161,8 +175,11 @@ def _feeds(session: Any) -> dict[str, Any]:
     }
 
 
-def _median(profile: Path) -> float:
-    """Return the median over runs of the time in nodes that compute, in microseconds."""
+def _typical(profile: Path) -> float:
+    """Return the microseconds that the nodes which compute take: the lower quartile of the runs.
+
+    On a busy machine half of the runs may be interrupted, so a median would be no better.
+    """
     runs: list[float] = [0.0]
     for event in json.loads(profile.read_text(encoding="utf-8")):
         name = str(event.get("name"))
@@ -171,4 +188,5 @@ def _median(profile: Path) -> float:
         elif event.get("cat") == "Node" and name.endswith("_kernel_time"):
             if not str(event["args"].get("op_name")).startswith("Reorder"):
                 runs[-1] += float(event["dur"])
-    return statistics.median([time for time in runs if time > 0][2:] or [0.0])
+    times = sorted(runs[2:-1])  # the first two warm up; after the last nothing ran
+    return times[len(times) // 4] if times else 0.0

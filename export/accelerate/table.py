@@ -8,7 +8,7 @@
  "chosen": {"image": {"Linear 4096x64x192 bias gelu": {"fp32": 2}}}}
 ```
 
-All times are microseconds at batch 1, medians on one thread. "files" are whole graphs: without and
+All times are microseconds at batch 1 on one thread. "files" are whole graphs: without and
 with the layers that were chosen; the faster is written. "chosen" counts the layers of each kind by
 what computes them; nothing reads it.
 """
@@ -21,12 +21,13 @@ import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from vitlet.errors import UnsupportedError, UsageError
 from vitlet.runtime.manifest import MANIFEST
 
 SCHEMA = 1
+TableSource: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
 _PARTS = ("layers", "transposes", "files", "chosen")
 
 
@@ -117,7 +118,7 @@ def measuring_table() -> Table:
     return Table(facts, library=library)
 
 
-def read_table(given: Mapping[str, Any] | str | os.PathLike[str]) -> Table:
+def read_table(given: TableSource) -> Table:
     """Read a table: a bundle, a JSON file of one, or the dictionary itself.
 
     Raises:

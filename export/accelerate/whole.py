@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from vitlet._extras import require
-from vitlet.export.accelerate import accelerate_layers
+from vitlet.export.accelerate.graph import accelerate_layers
 from vitlet.export.accelerate.layers import MIXER
 from vitlet.export.accelerate.table import Table, measuring_table
 from vitlet.export.functions import attach
@@ -39,6 +39,8 @@ def accelerate_model(
         return model, table
     times = table.file(graph.name, functools.partial(_compare, plain, model, graph))
     if times and times["plain"] <= times["layers"]:
+        mixers = {key: ways for key, ways in table.chosen[graph.name].items() if MIXER in key}
+        table.chosen[graph.name] = mixers
         return plain, table
     return model, table
 

@@ -1,4 +1,4 @@
-"""What an operator of ours is to ONNX: its inputs, its attributes, and its body for each variant."""
+"""What an operator of ours is to ONNX: inputs, attributes, and a body for each variant."""
 
 from __future__ import annotations
 
