@@ -70,6 +70,7 @@ def export_onnx(
     onnx: Any = require("onnx", extra="onnx", why="export to ONNX")
     require("onnxscript", extra="onnx", why="export to ONNX")
     from vitlet.export import functions, onnx_passes
+    from vitlet.export.functions.pack_weights import pack_weights
 
     path, version = Path(path), opset_for(opset)
     source = from_pixels(graph, preprocess) if preprocess is not None else graph
@@ -80,6 +81,7 @@ def export_onnx(
     program = _convert(source, batch, max(version, 18))
     model = program.model
     onnx_passes.simplify(model, fold_input=precision == "fp32")
+    pack_weights(model)
     table: Table | None = None
     if accelerate is not None:
         from vitlet.export.accelerate.whole import accelerate_model
