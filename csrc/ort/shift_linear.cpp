@@ -11,7 +11,10 @@ namespace {
 class IntegerLinear : public Kernel {
  public:
   IntegerLinear(const char* op, const Info& info, int threads)
-      : op_(op), threads_(threads), activation_(activation_of(op, info)) {}
+      : op_(op), threads_(threads), activation_(activation_of(op, info)) {
+    if (activation_ != Activation::none && activation_ != Activation::gelu)
+      refuse(op, "activation \"none\" or \"gelu\"", "another");
+  }
 
   void compute(const Context& context) const override {
     const Tensor x = context.input(0);
@@ -30,6 +33,8 @@ class IntegerLinear : public Kernel {
     const LinearWeight view = weight.view();
     void* space = scratch(shift_linear_workspace(rows, view, threads_));
     shift_linear(x.floats(), rows, view, bias, activation_, y, space, threads_);
+    if (residual != nullptr)
+      for (std::size_t i = 0; i < rows * weight.outputs(); ++i) y[i] += residual[i];
   }
 
  protected:

@@ -95,7 +95,9 @@ def _formats(layer: Layer, accelerate: str, is_last: bool) -> tuple[str, ...]:
     if layer.kind == MIXER:
         first = MIXER_FORMATS[accelerate]
         return (*first, *(f"{way} nhwc" for way in first))
-    return ("fp32",) if layer.kind == DEPTHWISE or is_last else FORMATS[accelerate]
+    if layer.kind == DEPTHWISE or is_last or (accelerate == "int8" and layer.activation == "relu"):
+        return ("fp32",)
+    return FORMATS[accelerate]
 
 
 def _times(layer: Layer, ways: tuple[str, ...], table: Table, opset: int) -> dict[str, float]:

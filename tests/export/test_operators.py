@@ -128,6 +128,46 @@ def test_shift_codes_mean_signed_powers_of_two(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours[0] / 127, [*magnitudes, *(-m for m in magnitudes)])
 
 
+@pytest.mark.parametrize("there", [there for there, activation in VARIANTS if activation == "none"])
+@pytest.mark.parametrize("activation", ["none", "gelu", "relu"])
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 2e-6), ("bf16", 2e-2)])
+@pytest.mark.parametrize("shape", [(1,), (2, 3, 7)])
+def test_linear(
+    shape: tuple[int, ...], precision: str, limit: float, activation: str,
+    there: tuple[bool, bool], tmp_path: Path,
+) -> None:  # fmt: skip
+    n, k = 70, 37
+    inputs = {"x": normal(*shape, k), "weight": normal(n, k), **optional(n, (*shape, n), there)}
+    attributes = {"activation": activation, "precision": precision}
+    ours, plain = both(tmp_path, "Linear", inputs, attributes)
+    assert off(ours, plain) < limit
+
+
+@pytest.mark.parametrize("there", [there for there, activation in VARIANTS if activation == "none"])
+@pytest.mark.parametrize("activation", ["none", "gelu", "relu"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pads", "size", "multiplier"),
+    [((3, 3), 1, [1, 1, 1, 1], (9, 7), 1), ((7, 7), 2, [3, 3, 3, 3], (12, 13), 2),
+     ((3, 5), 1, [0, 2, 1, 0], (8, 9), 1)],
+)  # fmt: skip
+def test_depthwise_conv2d(
+    kernel: tuple[int, int], stride: int, pads: list[int], size: tuple[int, int], multiplier: int,
+    activation: str, there: tuple[bool, bool], tmp_path: Path,
+) -> None:  # fmt: skip
+    c, (height, width) = 20, size
+    n = c * multiplier
+    out = [
+        (length + pads[i] + pads[i + 2] - kernel[i]) // stride + 1
+        for i, length in enumerate((height, width))
+    ]
+    inputs = {"x": normal(2, height, width, c), "weight": normal(n, 1, *kernel),
+              **optional(n, (2, *out, n), there)}  # fmt: skip
+    attributes = {"activation": activation, "channels": c, "pads": pads,
+                  "strides": [stride, stride]}  # fmt: skip
+    ours, plain = both(tmp_path, "DepthwiseConv2d", inputs, attributes)
+    assert off(ours, plain) < 2e-6
+
+
 @pytest.mark.parametrize("signed", [0, 1])
 @pytest.mark.parametrize("exact", [0, 1])
 @pytest.mark.parametrize("parts", [(), ("taps",), ("q_threshold", "k_threshold", "taps")])
@@ -187,6 +227,14 @@ WRONG: list[tuple[str, Arrays, dict[str, Any], str]] = [
      {"activation": "none"}, r"a bias of shape \(3\), got \(4\)"),
     ("ShiftLinear", {"x": normal(2, 4), "codes": np.ones((3, 4), np.uint8), "scale": normal(3)},
      {"activation": "none", "inputs": 4, "wide": 0}, r"codes of shape \(3, 2\), got \(3, 4\)"),
+    ("Linear", {"x": normal(2, 5), "weight": normal(3, 4)},
+     {"activation": "none", "precision": "fp32"}, r"x of shape \(\.\.\., 4\), got \(2, 5\)"),
+    ("Linear", {"x": normal(2, 4), "weight": normal(3, 4)},
+     {"activation": "none", "precision": "fp64"}, 'precision "fp32" or "bf16", got "fp64"'),
+    ("DepthwiseConv2d", {"x": normal(1, 4, 4, 3), "weight": normal(4, 1, 3, 3)},
+     {"activation": "none", "channels": 3, "pads": [0] * 4, "strides": [1, 1]}, "a multiple of C"),
+    ("DepthwiseConv2d", {"x": normal(1, 4, 4, 3), "weight": normal(3, 1, 3, 3)},
+     {"activation": "none", "channels": 3, "pads": [0] * 4, "strides": [1, 2]}, "two equal strides"),
     ("BinaryLinearAttention", {"q": normal(1, 2, 3, 4), "k": normal(1, 2, 3, 5),
                                "v": normal(1, 2, 3, 4)},
      {"exact": 0, "heads": 2, "signed": 0}, "q and k of one shape"),
