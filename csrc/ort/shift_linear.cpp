@@ -69,9 +69,9 @@ class ShiftLinear final : public IntegerLinear {
  public:
   ShiftLinear(const Info& info, int threads)
       : IntegerLinear("ShiftLinear", info, threads),
-        inputs_(info.integer("inputs", 0)),
+        inputs_(info.integer("in_features", 0)),
         wide_(info.integer("wide", 0) != 0) {
-    if (inputs_ < 0) refuse(op_, "inputs of at least 0", std::to_string(inputs_));
+    if (inputs_ < 0) refuse(op_, "in_features of at least 0", std::to_string(inputs_));
     pack_constants(info);
   }
 

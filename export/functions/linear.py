@@ -72,7 +72,7 @@ def _shift(variant: frozenset[str], opset: int) -> str:
         flat_shape = Constant <value_ints = [{"0, 0" if wide else "0"}, -1]> ()
         flat = Reshape (pairs, flat_shape)
         first = Constant <value_ints = [0]> ()
-        stop = Constant <value_int: int = @inputs> ()
+        stop = Constant <value_int: int = @in_features> ()
         stops = Unsqueeze (stop, first)
         used = Slice (flat, first, stops, behind)
         table = Constant <value = float[16] {{{table}}}> ()"""
@@ -108,7 +108,7 @@ SHIFT_LINEAR = Operator(
     "ShiftLinear",
     ("x", "codes", "scale"),
     _OPTIONAL,
-    {"activation": "string", "inputs": "int", "wide": "int"},
+    {"activation": "string", "in_features": "int", "wide": "int"},
     lambda values: (*activation_part(values), *(("wide",) if values.get("wide") else ())),
     _shift,
     {"codes": "uint8"},

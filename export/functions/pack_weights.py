@@ -45,7 +45,7 @@ def _pack(graph: ir.Graph, node: ir.Node) -> None:
     if node.op_type == FLOAT_SHIFT:
         wide = bool(node.attributes.get_int("wide", 0))
         packed, scale = shift_codes(weight, wide)
-        attributes |= {"inputs": weight.shape[1], "wide": int(wide)}
+        attributes |= {"in_features": weight.shape[1], "wide": int(wide)}
         op = "ShiftLinear"
     else:
         rounded = pack_int8_weight(weight)

@@ -113,7 +113,7 @@ def test_shift_linear(
     codes = np.random.default_rng(1).integers(0, 16, (2, n, k) if wide else (n, k))
     inputs = {"x": normal(3, k), "codes": codes_of(codes), "scale": np.abs(normal(n)) / 100}
     inputs |= optional(n, (3, n), there)
-    attributes = {"activation": activation, "inputs": k, "wide": wide}
+    attributes = {"activation": activation, "in_features": k, "wide": wide}
     ours, plain = both(tmp_path, "ShiftLinear", inputs, attributes)
     assert off(ours, plain) < 1e-6
 
@@ -122,7 +122,7 @@ def test_shift_codes_mean_signed_powers_of_two(tmp_path: Path) -> None:
     codes = np.arange(16)[:, None]
     inputs = {"x": np.full((1, 1), 127, np.float32), "codes": codes_of(codes),
               "scale": np.ones(16, np.float32)}  # fmt: skip
-    attributes = {"activation": "none", "inputs": 1, "wide": 0}
+    attributes = {"activation": "none", "in_features": 1, "wide": 0}
     ours, _ = both(tmp_path, "ShiftLinear", inputs, attributes)
     magnitudes = [0, 1, 2, 4, 8, 16, 32, 64]
     np.testing.assert_array_equal(ours[0] / 127, [*magnitudes, *(-m for m in magnitudes)])
@@ -226,7 +226,7 @@ WRONG: list[tuple[str, Arrays, dict[str, Any], str]] = [
                     "bias": normal(4)},
      {"activation": "none"}, r"a bias of shape \(3\), got \(4\)"),
     ("ShiftLinear", {"x": normal(2, 4), "codes": np.ones((3, 4), np.uint8), "scale": normal(3)},
-     {"activation": "none", "inputs": 4, "wide": 0}, r"codes of shape \(3, 2\), got \(3, 4\)"),
+     {"activation": "none", "in_features": 4, "wide": 0}, r"codes of shape \(3, 2\), got \(3, 4\)"),
     ("Linear", {"x": normal(2, 5), "weight": normal(3, 4)},
      {"activation": "none", "precision": "fp32"}, r"x of shape \(\.\.\., 4\), got \(2, 5\)"),
     ("Linear", {"x": normal(2, 4), "weight": normal(3, 4)},
