@@ -58,9 +58,7 @@ def _pack(graph: ir.Graph, node: ir.Node) -> None:
         add_constant(graph, f"{name.removesuffix('.weight')}.scale", scale),
         *bias,
     ]
-    new = ir.node(
-        op, inputs, attributes, domain=DOMAIN, metadata_props=dict(node.metadata_props)
-    )
+    new = ir.node(op, inputs, attributes, domain=DOMAIN, metadata_props=dict(node.metadata_props))
     output, old = new.outputs[0], node.outputs[0]
     output.type, output.shape = old.type, old.shape
     graph.insert_before(node, new)

@@ -12,12 +12,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from made_table import Made
 from made_up import fill
 from torch import Tensor, nn
 
 import vitlet
 from vitlet.errors import UnsupportedError, UsageError, VerificationError
-from vitlet.export.accelerate.table import Table, read_table
+from vitlet.export.accelerate.table import read_table
 from vitlet.export.onnx import export_onnx
 from vitlet.export.trace import Graph, graphs
 from vitlet.models.casvit import CASViT
@@ -26,25 +27,6 @@ from vitlet.runtime.ort import OrtEngine
 
 pytestmark = pytest.mark.skipif(ort_library() is None, reason="this build has no libvitlet_ort")
 LIMITS = {"fp32": 1e-4, "bf16": 3e-2, "int8": 0.15}
-
-
-class Made(Table):
-    """Times by a rule instead of measured ones."""
-
-    def __init__(self, ours: float = 1.0, plain: float = 100.0, turn: float = 0.1) -> None:
-        super().__init__({"processor": "made up"})
-        self.ours, self.plain, self.turn = ours, plain, turn
-
-    def layer(self, key: str, ways: Iterable[str], measure: Any) -> dict[str, float]:
-        first = next(way for way in ways if way != "plain")
-        self.layers[key] = {
-            way: self.plain if way == "plain" else self.ours + (way != first) for way in ways
-        }
-        return self.layers[key]
-
-    def transpose(self, shape: str, measure: Any) -> float:
-        self.transposes[shape] = self.turn
-        return self.turn
 
 
 def run(one: Graph, path: Path, kernels: bool, batch: int = 1) -> np.ndarray:
@@ -99,8 +81,11 @@ def test_an_image_tower_keeps_its_channels_last(
         assert float((got * want).sum() / np.linalg.norm(got) / np.linalg.norm(want)) > 0.99
 
 
-@pytest.mark.parametrize("name", ["vit_fashion", "deit_tiny"])
-@pytest.mark.parametrize("accelerate", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize(
+    ("name", "accelerate"),
+    [("vit_fashion", "fp32"), ("vit_fashion", "bf16"), ("vit_fashion", "int8"),
+     ("deit_tiny", "int8")],
+)  # fmt: skip
 def test_a_transformer(name: str, accelerate: str, tmp_path: Path) -> None:
     (one,) = graphs(fill(vitlet.create_model(name)))
     path = tmp_path / "m.onnx"
@@ -113,14 +98,19 @@ def test_a_transformer(name: str, accelerate: str, tmp_path: Path) -> None:
         assert artifact.custom_ops == ("Int8Linear", "Linear") and len(exact) == 1
 
 
-@pytest.mark.parametrize("opset", [17, 18, 20, 21])
+@pytest.mark.parametrize("opset", [17, 20])
 @pytest.mark.parametrize("accelerate", ["fp32", "bf16", "int8"])
 def test_mixers_and_layers_share_one_layout(
     cas: Graph, accelerate: str, opset: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "m.onnx"
     export_onnx(
-        cas, path, accelerate=accelerate, accelerate_table=Made(), opset=opset, batch="dyn"  # type: ignore[arg-type]
+        cas,
+        path,
+        accelerate=accelerate,
+        accelerate_table=Made(),
+        opset=opset,
+        batch="dyn",  # type: ignore[arg-type]
     )
     found = operators(path)
     assert found["AdditiveTokenMixer"] == 4
@@ -165,7 +155,7 @@ class Mixed(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("opset", [17, 20])
 def test_any_choice_computes_the_same(seed: int, opset: int, tmp_path: Path) -> None:
     class Dice(Made):
