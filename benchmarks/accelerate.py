@@ -57,9 +57,7 @@ def static_int8(plain: Path, graph: Graph) -> Path:
     logging.disable(logging.WARNING)
     ready, made = plain.with_suffix(".ready.onnx"), plain.with_suffix(".qdq.onnx")
     quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
-    quantize_static(
-        str(ready), str(made), Images(), quant_format=QuantFormat.QDQ, per_channel=True
-    )
+    quantize_static(str(ready), str(made), Images(), quant_format=QuantFormat.QDQ, per_channel=True)
     return made
 
 

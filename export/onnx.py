@@ -56,8 +56,8 @@ def export_onnx(
         accelerate: call vitlet's operators where its kernels are faster here, computing in "fp32",
             with "bf16" products, or with "int8" ones. Their definitions are in the file: it runs
             without the kernels too.
-        accelerate_table: times to decide by, from `vitlet.export.accelerate.table.read_table`; by default
-            layers are measured here.
+        accelerate_table: times to decide by, from `vitlet.export.accelerate.table.read_table`; by
+            default layers are measured here.
 
     Returns:
         The manifest entry, with the file's name relative to its folder.

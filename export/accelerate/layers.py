@@ -115,7 +115,8 @@ def _sizes(value: ir.Value, axes: range) -> list[int] | None:
     sizes = [value.shape[axis] for axis in axes]
     if axes and axes[0] == 0 and not isinstance(sizes[0], int):
         sizes[0] = 1
-    return [int(size) for size in sizes] if all(isinstance(s, int) for s in sizes) else None
+    known = [size for size in sizes if isinstance(size, int)]
+    return known if len(known) == len(sizes) else None
 
 
 def _mixer(node: ir.Node) -> Layer | None:
@@ -161,7 +162,7 @@ def _product(node: ir.Node, source: ir.Value, weight: Array, bias: Array | None)
     read = node.attributes
     if read.get_float("alpha", 1.0) != 1.0 or read.get_float("beta", 1.0) != 1.0:
         return None
-    if weight.ndim != 2 or read.get_int("transA", 0):
+    if weight.ndim != 2 or read.get_int("transA", 0) != 0:
         return None
     if not read.get_int("transB", 0):
         weight = weight.T
@@ -195,11 +196,12 @@ def _extend(layer: Layer, taken: set[int]) -> None:
     if add is None or id(add) in taken:
         return
     others = [value for value in add.inputs if value is not layer.output]
-    if len(others) == 1 and others[0] is not None and constant(others[0]) is None:
-        (other,) = others
-        if other.shape is not None and str(other.shape) == str(layer.output.shape):
-            layer.adds = True
-            layer.nodes.append(add)
+    other = others[0] if len(others) == 1 else None
+    if other is None or constant(other) is not None or other.shape is None:
+        return
+    if str(other.shape) == str(layer.output.shape):
+        layer.adds = True
+        layer.nodes.append(add)
 
 
 def _relu(value: ir.Value) -> list[ir.Node]:

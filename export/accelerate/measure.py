@@ -99,7 +99,7 @@ def _alone(layer: Layer, outputs: int | None = None) -> ir.Graph:
         values[id(value)] = made
         return made
 
-    nodes = []
+    nodes: list[ir.Node] = []
     for node in layer.nodes:
         new = ir.node(
             node.op_type, [copied(value) for value in node.inputs], dict(node.attributes),

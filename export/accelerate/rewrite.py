@@ -63,7 +63,7 @@ class Rewriter:
             self._put_mixer(at, format)
             return
         turn = self._last_of if layer.image else _same
-        inputs = [turn(layer.source), *self._weights(layer, format)]
+        inputs: list[ir.Value | None] = [turn(layer.source), *self._weights(layer, format)]
         residual = None if layer.residual is None else turn(layer.residual)
         bias = None
         if layer.bias is not None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from vitlet._extras import require
 from vitlet.errors import UnsupportedError, UsageError
 from vitlet.runtime.manifest import MANIFEST
 
@@ -107,12 +108,11 @@ def measuring_table() -> Table:
             f"accelerate measures layers in vitlet's kernels, which cannot run here ({reason}): "
             "give accelerate_table, a bundle that was exported where they do"
         )
-    import onnxruntime
-
+    runtime = require("onnxruntime", extra="runtime", why="measure layers for accelerate")
     facts = {
         "processor": _processor(),
         "isa": extension.active_isa(),
-        "onnxruntime": str(onnxruntime.__version__),
+        "onnxruntime": str(runtime.__version__),
         "threads": 1,
     }
     return Table(facts, library=library)

@@ -1,8 +1,8 @@
 """Rounds the float weights that torch's integer layers carry, once they are constants of a graph.
 
-`torch.ops.vitlet.shift_linear` and `int8_linear` take a plain weight, which training can change. The
-exporter writes them as operators of that form; here they become `ShiftLinear`, with 4 or 8 bits a
-weight in the file, and `Int8Linear`.
+`torch.ops.vitlet.shift_linear` and `int8_linear` take a plain weight, which training can change.
+The exporter writes them as operators of that form; here they become `ShiftLinear`, with 4 or 8
+bits a weight in the file, and `Int8Linear`.
 """
 
 from __future__ import annotations
@@ -89,13 +89,15 @@ def shift_codes(weight: Array, wide: bool = False) -> tuple[Array, Array]:
 
 def _integers(weight: Array, scale: Array) -> Array:
     divisor = np.where(scale > 0, scale, 1).astype(np.float64)[:, None]
-    return np.rint(weight / divisor).astype(np.int64)
+    integers: Array = np.rint(weight / divisor).astype(np.int64)
+    return integers
 
 
 def _codes(powers: Array) -> Array:
     """Return the codes of 0 and +-2^(0..6)."""
     _, exponent = np.frexp(np.abs(powers).astype(np.float64))  # 2^e is a half times 2^(e + 1)
-    return np.where(powers == 0, 0, exponent + 8 * (powers < 0))
+    codes: Array = np.where(powers == 0, 0, exponent + 8 * (powers < 0))
+    return codes
 
 
 def _two_a_byte(codes: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Layers become kernel calls where a table of times says so, and the file still computes the same."""
+"""Layers become kernel calls where a table of times says so; the file computes the same."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_a_table_of_another_model_is_refused(cas: Graph, tmp_path: Path) -> None
     table = Made()
     export_onnx(cas, tmp_path / "m", accelerate="fp32", accelerate_table=table)
     given = read_table(table.to_json())
-    with pytest.raises(UsageError, match="has no times of .*int8"):
+    with pytest.raises(UsageError, match=r"has no times of .*int8"):
         export_onnx(cas, tmp_path / "m", accelerate="int8", accelerate_table=given)
 
 
