@@ -51,7 +51,8 @@ def follows(node: ir.Node) -> bool:
     if node.op_type in BINARY:
         return all(is_image(value) or _broadcasts(value) for value in node.inputs)
     if node.op_type == "GlobalAveragePool":
-        return True
+        shape = None if node.inputs[0] is None else node.inputs[0].shape
+        return shape is not None and all(isinstance(size, int) for size in shape[1:])
     axis = node.attributes.get_int("axis", 0)
     if node.op_type == "Concat":
         return axis in (1, -3) and all(is_image(value) for value in node.inputs)

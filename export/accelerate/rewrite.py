@@ -10,7 +10,7 @@ import onnx_ir as ir
 from vitlet.export.accelerate.layers import DEPTHWISE, MIXER, Layer
 from vitlet.export.accelerate.layout import UNARY
 from vitlet.export.functions.operator import DOMAIN
-from vitlet.export.onnx_graph import Array, add_constant, constant
+from vitlet.export.onnx_graph import Array, add_constant, constant, insert_before
 
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
@@ -125,14 +125,24 @@ class Rewriter:
         if op in ("Concat", "Split"):
             attributes["axis"] = ir.AttrInt64("axis", 3)
         if op == "GlobalAveragePool":
-            axes = self._constant("height_and_width", np.array([1, 2], np.int64))
-            op, attributes, inputs = "ReduceMean", {"keepdims": 1}, [inputs[0], axes]
+            op, inputs = "Reshape", self._pooled(node, inputs[0])
         copy = ir.node(
             op, inputs, attributes, num_outputs=len(node.outputs),
             metadata_props=dict(node.metadata_props),
         )  # fmt: skip
         self._graph.insert_before(node, copy)
         self._replace(node, copy, True)
+
+    def _pooled(self, node: ir.Node, image: ir.Value | None) -> list[ir.Value | None]:
+        """Return what to reshape into the mean of (B, H, W, C): ReduceMean is slow over H and W."""
+        source = node.inputs[0]
+        assert source is not None and source.shape is not None
+        channels, height, width = (int(str(size)) for size in source.shape[1:])
+        rows = self._constant("rows", np.array([0, -1, channels], np.int64))
+        share = np.full((1, height * width), 1 / (height * width), np.float32)
+        tokens = insert_before(node, "Reshape", [image, rows])
+        mean = insert_before(node, "MatMul", [self._constant("share", share), tokens])
+        return [mean, self._constant("pooled", np.array([0, 1, 1, channels], np.int64))]
 
     def _operand(self, node: ir.Node, index: int, value: ir.Value) -> ir.Value:
         array = constant(value)

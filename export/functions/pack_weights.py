@@ -103,4 +103,5 @@ def _codes(powers: Array) -> Array:
 def _two_a_byte(codes: Array) -> Array:
     if codes.shape[-1] % 2:
         codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
-    return (codes[..., ::2] | codes[..., 1::2] << 4).astype(np.uint8)
+    packed: Array = (codes[..., ::2] | codes[..., 1::2] << 4).astype(np.uint8)
+    return packed
