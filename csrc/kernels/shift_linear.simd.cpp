@@ -74,7 +74,8 @@ inline void finish(const std::int32_t* sums, float row_scale, const float* scale
     if (wide) total = total * 256.0f + static_cast<float>(sums[8 + j]);
     y[j] = total * (row_scale * scale[j]) + bias[j];
   }
-  // gelu.h's operations in its order, whole vectors at a time: the compiler leaves that loop scalar.
+  // gelu.h's operations in its order, whole vectors at a time: the compiler leaves that loop
+  // scalar.
   if (with_gelu)
     for (std::size_t j = 0; j < width; j += lanes_f32) store_f32(y + j, gelu_f32(load_f32(y + j)));
   std::memcpy(out, y, width * sizeof(float));

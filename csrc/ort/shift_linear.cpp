@@ -13,7 +13,7 @@ class IntegerLinear : public Kernel {
   IntegerLinear(const char* op, const Info& info, int threads)
       : op_(op), threads_(threads), activation_(activation_of(op, info)) {
     if (activation_ != Activation::none && activation_ != Activation::gelu)
-      refuse(op, "activation \"none\" or \"gelu\"", "another");
+      refuse(op, "activation \"none\" or \"gelu\"", "\"" + info.text("activation", "") + "\"");
   }
 
   void compute(const Context& context) const override {
@@ -32,9 +32,7 @@ class IntegerLinear : public Kernel {
     float* y = context.output(0, shape);
     const LinearWeight view = weight.view();
     void* space = scratch(shift_linear_workspace(rows, view, threads_));
-    shift_linear(x.floats(), rows, view, bias, activation_, y, space, threads_);
-    if (residual != nullptr)
-      for (std::size_t i = 0; i < rows * weight.outputs(); ++i) y[i] += residual[i];
+    shift_linear(x.floats(), rows, view, bias, activation_, residual, y, space, threads_);
   }
 
  protected:
