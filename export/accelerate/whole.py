@@ -39,8 +39,9 @@ def accelerate_model(
         return model, table
     times = table.file(graph.name, functools.partial(_compare, plain, model, graph))
     if times and times["plain"] <= times["layers"]:
-        mixers = {key: ways for key, ways in table.chosen[graph.name].items() if MIXER in key}
-        table.chosen[graph.name] = mixers
+        for key, ways in table.chosen[graph.name].items():
+            if not key.startswith(MIXER):
+                table.chosen[graph.name][key] = {"plain": sum(ways.values())}
         return plain, table
     return model, table
 
