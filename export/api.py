@@ -25,6 +25,7 @@ from vitlet.runtime.progress import Progress, null_progress
 if TYPE_CHECKING:
     from torch import nn
 
+    from vitlet.export.accelerate.table import TableSource
     from vitlet.export.result import Report
     from vitlet.export.trace import Graph
 
@@ -48,6 +49,7 @@ def export(
     palette_mode: str | None = None,
     triple: str | Sequence[str] | None = None,
     accelerate: str | None = None,
+    accelerate_table: TableSource | None = None,
     tvm_extern: str | None = None,
     labels: str | os.PathLike[str] | Sequence[str] | None = None,
     prompts: Sequence[str] | None = None,
@@ -77,8 +79,11 @@ def export(
         ios: deployment target of Core ML.
         palette_mode: "kmeans" or "uniform".
         triple: machines for TVM.
-        accelerate: "fp32" or "bf16": let ONNX files call vitlet's operators where it has kernels
-            (the mixers of CAS-ViT). They carry definitions too, so they run anywhere.
+        accelerate: "fp32", "bf16" or "int8": let ONNX files call vitlet's operators where its
+            kernels, down to that precision, are faster on this machine. They carry definitions
+            too, so they run anywhere.
+        accelerate_table: an earlier export (a bundle, a JSON file or its content) whose measured
+            times decide, so that two exports are byte-equal.
         tvm_extern: "vitlet": TVM libraries call vitlet's C++ kernels for its operators. They then
             run where vitlet is installed only.
         labels: class names of a classifier: a sequence, or a file with one a line.
@@ -114,6 +119,7 @@ def export(
         palette_mode=palette_mode,
         triple=triple,
         accelerate=accelerate,
+        accelerate_table=accelerate_table,
         tvm_extern=tvm_extern,
     )
     require("torch", extra="torch", why="read a model and export it")
@@ -237,6 +243,7 @@ def _artifacts(
                     opset=options.opset,
                     preprocess=pixels,
                     accelerate=cast(Any, options.accelerate),
+                    accelerate_table=options.accelerate_table,
                 )
             ]
     if target == "coreml":

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ from vitlet.export.preprocessing import HalfInside, from_pixels
 from vitlet.export.targets import Batch, opset_for
 from vitlet.export.trace import Graph, UnitEmbedding, trace
 from vitlet.runtime.manifest import Artifact, TensorSpec
+
+if TYPE_CHECKING:
+    from vitlet.export.accelerate.table import Table
 
 HALF_MAX = 65504.0
 # Above this the weights go into a file of their own: protobuf stops at 2 GiB.
@@ -35,7 +38,8 @@ def export_onnx(
     batch: Batch = 1,
     opset: int | str | None = None,
     preprocess: Preprocess | None = None,
-    accelerate: Literal["fp32", "bf16"] | None = None,
+    accelerate: Literal["fp32", "bf16", "int8"] | None = None,
+    accelerate_table: Table | None = None,
 ) -> Artifact:
     """Write a graph as ONNX.
 
@@ -49,29 +53,41 @@ def export_onnx(
         opset: a number, or the name of a consumer in `vitlet.export.targets.ONNX_CONSUMERS`.
         preprocess: put the pixel normalization into the graph, which then takes uint8
             (batch, H, W, C).
-        accelerate: call vitlet's operators where it has kernels, computing in "fp32" or with
-            "bf16" products. Their definitions are in the file: it runs without the kernels too.
+        accelerate: call vitlet's operators where its kernels are faster here, computing in "fp32",
+            with "bf16" products, or with "int8" ones. Their definitions are in the file: it runs
+            without the kernels too.
+        accelerate_table: times to decide by, from `vitlet.export.accelerate.table.read_table`; by
+            default layers are measured here.
 
     Returns:
         The manifest entry, with the file's name relative to its folder.
 
     Raises:
         UnsupportedError: the model uses operators that ONNX cannot express (all are named), or
-            weights that float16 cannot hold.
+            weights that float16 cannot hold; or nothing in it can be accelerated.
+        UsageError: the table is of another model.
     """
     onnx: Any = require("onnx", extra="onnx", why="export to ONNX")
     require("onnxscript", extra="onnx", why="export to ONNX")
     from vitlet.export import functions, onnx_passes
+    from vitlet.export.functions.pack_weights import pack_weights
 
     path, version = Path(path), opset_for(opset)
     source = from_pixels(graph, preprocess) if preprocess is not None else graph
     if accelerate is not None:
-        source = _with_our_operators(source, accelerate)
+        source = _with_our_mixers(source)
     if precision == "fp16":
         source = _in_half(source)
     program = _convert(source, batch, max(version, 18))
     model = program.model
     onnx_passes.simplify(model, fold_input=precision == "fp32")
+    pack_weights(model)
+    table: Table | None = None
+    if accelerate is not None:
+        from vitlet.export.accelerate.whole import accelerate_model
+
+        model, table = accelerate_model(model, source, accelerate, accelerate_table)
+    onnx_passes.finish(model)
     if version == 17:
         onnx_passes.lower_to_17(model)
     custom = functions.attach(model)
@@ -100,6 +116,7 @@ def export_onnx(
             "batch": list(batch) if isinstance(batch, tuple) else batch,
             "nodes": len(model.graph),
             **({"accelerate": accelerate} if custom else {}),
+            **({} if table is None else {"accelerate_table": table.to_json()}),
         },
     )
 
@@ -137,16 +154,10 @@ def _halved(module: nn.Module) -> nn.Module:
     return HalfInside(copy.deepcopy(module).half())
 
 
-def _with_our_operators(graph: Graph, precision: str) -> Graph:
+def _with_our_mixers(graph: Graph) -> Graph:
     from vitlet.layers.fused_mixer import fuse_mixers
 
-    module = fuse_mixers(graph.module, precision)
-    if module is graph.module:
-        raise UnsupportedError(
-            f"graph {graph.name!r} has nothing that vitlet's kernels speed up: they compute the "
-            "token mixers of CAS-ViT; export it without accelerate"
-        )
-    return Graph(graph.name, module, graph.inputs, graph.outputs)
+    return Graph(graph.name, fuse_mixers(graph.module, "fp32"), graph.inputs, graph.outputs)
 
 
 def _wrapper(module: nn.Module) -> str:
@@ -176,7 +187,7 @@ def _quiet() -> Iterator[None]:
 
 def _convert(graph: Graph, batch: Batch, opset: int) -> Any:
     program = trace(graph, batch)
-    from vitlet.export.functions import translations
+    from vitlet.export.functions.translate import translations
 
     table = translations()
     from vitlet.export.onnx_attention import attention, fits

@@ -66,7 +66,10 @@ def simplify(model: ir.Model, *, fold_input: bool = True) -> None:
         for node in list(model.graph):
             changed = any(node.graph is not None and step(node) for step in steps) or changed
         _tidy(model)
-    # Last, because it spreads one layer's channels over several.
+
+
+def finish(model: ir.Model) -> None:
+    """Do what spreads one layer's channels over several, and drop what nothing uses."""
     for node in list(model.graph):
         split_multiplier(node)
     _tidy(model)

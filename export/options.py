@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitlet.errors import UnsupportedError, UsageError
+from vitlet.export.accelerate.table import Table, TableSource, read_table
 from vitlet.export.targets import RULES, Batch, check, opset_for, parse_batch, parse_targets
 from vitlet.runtime.manifest import Target
 
@@ -24,7 +25,8 @@ class Options:
         ios: deployment target of Core ML programs.
         palette_mode: how Core ML palettes are found.
         triples: machines that TVM compiles for; None is this one.
-        accelerate: "fp32" or "bf16" where ONNX files call operators of vitlet; None otherwise.
+        accelerate: "fp32", "bf16" or "int8" where ONNX files call operators of vitlet; or None.
+        accelerate_table: times of layers to decide by; None measures them.
         tvm_extern: "vitlet" where TVM libraries call its C++ kernels; None otherwise.
     """
 
@@ -37,6 +39,7 @@ class Options:
     palette_mode: str
     triples: tuple[str | None, ...]
     accelerate: str | None = None
+    accelerate_table: Table | None = None
     tvm_extern: str | None = None
 
 
@@ -51,6 +54,7 @@ def resolve(
     palette_mode: str | None = None,
     triple: str | Sequence[str] | None = None,
     accelerate: str | None = None,
+    accelerate_table: TableSource | None = None,
     tvm_extern: str | None = None,
 ) -> Options:
     """Check the arguments of `vitlet.export` and fill in each target's defaults.
@@ -65,7 +69,8 @@ def resolve(
         ios: 16, 17 or 18.
         palette_mode: "kmeans" or "uniform".
         triple: machines for TVM, as names or a comma list; "native" is this one.
-        accelerate: "fp32" or "bf16", for ONNX in fp32.
+        accelerate: "fp32", "bf16" or "int8", for ONNX in fp32.
+        accelerate_table: times of an earlier export: its bundle, a JSON file, or a dictionary.
         tvm_extern: "vitlet", for TVM on this machine.
 
     Raises:
@@ -84,6 +89,7 @@ def resolve(
         "palette_mode": palette_mode,
         "triple": triple,
         "accelerate": accelerate,
+        "accelerate_table": accelerate_table,
         "tvm_extern": tvm_extern,
     }
     resolved: dict[Target, str] = {t: precisions.get(t, RULES[t].precisions[0]) for t in chosen}
@@ -111,6 +117,8 @@ def resolve(
             f"accelerate={accelerate!r} is for float32 files: it does not go with precision "
             f"{resolved['onnx']!r}"
         )
+    if accelerate_table is not None and accelerate is None:
+        raise UsageError("accelerate_table holds times for accelerate: give that too")
     defaults: dict[Target, str] = {t: RULES[t].preprocess[0] for t in chosen}
     # An image input takes one picture; asked for more, a tensor input is what Core ML has.
     if "coreml" in defaults and size != 1:
@@ -130,6 +138,7 @@ def resolve(
         palette_mode=palette_mode or "kmeans",
         triples=_triples(triple),
         accelerate=accelerate,
+        accelerate_table=None if accelerate_table is None else read_table(accelerate_table),
         tvm_extern=tvm_extern,
     )
 

@@ -52,7 +52,7 @@ ONNX_CONSUMERS: Mapping[str, int] = {
     "tensorrt": 17,
 }
 # How operators of vitlet compute: see docs/export.md.
-ACCELERATE = ("fp32", "bf16")
+ACCELERATE = ("fp32", "bf16", "int8")
 OPSETS = (17, 18, 19, 20, 21)
 
 RULES: Mapping[Target, TargetRules] = {
@@ -61,7 +61,7 @@ RULES: Mapping[Target, TargetRules] = {
         precisions=("fp32", "fp16"),
         preprocess=("none", "in-graph"),
         batches=("fixed", "ranged", "dyn"),
-        arguments=("opset", "preprocess", "accelerate"),
+        arguments=("opset", "preprocess", "accelerate", "accelerate_table"),
         values={"opset": (*OPSETS, *ONNX_CONSUMERS), "accelerate": ACCELERATE},
         extra="onnx",
     ),

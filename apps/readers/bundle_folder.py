@@ -36,6 +36,8 @@ def read(path: Path) -> Contents:
         "files": f"{len(manifest.files)}, all as the manifest says",
     }
     for artifact in manifest.artifacts:
+        if "accelerate_table" in artifact.details:
+            contents.facts[f"accelerated {artifact.graph}"] = _accelerated(artifact)
         contents.parts.append(_part(artifact, folder_size(bundle.file(artifact.file))))
         status = artifact.verification.get("status")
         if status == "not run":
@@ -60,6 +62,21 @@ def _part(artifact: Artifact, size: int) -> dict[str, Any]:
         "details": artifact.details,
         "verification": artifact.verification,
     }
+
+
+def _accelerated(artifact: Artifact) -> str:
+    """Say how many layers call our kernels, and where their times were measured."""
+    table = artifact.details["accelerate_table"]
+    counts = [
+        (way, number)
+        for ways in table["chosen"].get(artifact.graph, {}).values()
+        for way, number in ways.items()
+    ]
+    ours = sum(number for way, number in counts if way != "plain")
+    place = f"{table.get('processor', 'a processor')}, {table.get('isa', 'any instructions')}"
+    if ours == 0:
+        return f"no layer: none is faster in vitlet's kernels ({place})"
+    return f"{ours} of {sum(number for _, number in counts)} layers, as measured on {place}"
 
 
 def _input(spec: Any) -> str:

@@ -148,7 +148,16 @@ def export(
         typer.Option(
             "--accelerate",
             metavar="HOW",
-            help="ONNX: vitlet's kernels for CAS-ViT, in fp32 or bf16.",
+            help="ONNX: vitlet's kernels where faster: fp32, bf16, int8.",
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
+    accelerate_table: Annotated[
+        Path | None,
+        typer.Option(
+            "--accelerate-table",
+            metavar="FILE",
+            help="A bundle whose measured times decide again.",
             rich_help_panel=_TARGET,
         ),
     ] = None,
@@ -235,6 +244,7 @@ def export(
                 "triple": triple,
                 "tvm_extern": tvm_extern,
                 "accelerate": accelerate,
+                "accelerate_table": accelerate_table,
                 "labels": labels,
                 "templates": templates,
                 "tolerance": tol,

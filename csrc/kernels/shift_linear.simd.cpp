@@ -6,7 +6,7 @@
 // and all row blocks use them.
 #include "shift_linear.h"
 
-#include "gelu.h"
+#include "float_activation.h"
 #include "int8_tile.h"
 
 namespace vitlet::VITLET_ISA {
@@ -67,12 +67,18 @@ void round_row(const float* x, std::size_t count, std::size_t stride, std::int32
 template <bool wide, bool with_gelu>
 inline void finish(const std::int32_t* sums, float row_scale, const float* scale, const float* bias,
                    float* out) {
-  for (int j = 0; j < (wide ? 8 : 16); ++j) {
+  constexpr int width = wide ? 8 : 16;
+  alignas(64) float y[16] = {};
+  for (int j = 0; j < width; ++j) {
     float total = static_cast<float>(sums[j]);
     if (wide) total = total * 256.0f + static_cast<float>(sums[8 + j]);
-    const float y = total * (row_scale * scale[j]) + bias[j];
-    out[j] = with_gelu ? gelu(y) : y;
+    y[j] = total * (row_scale * scale[j]) + bias[j];
   }
+  // gelu.h's operations in its order, whole vectors at a time: the compiler leaves that loop
+  // scalar.
+  if (with_gelu)
+    for (std::size_t j = 0; j < width; j += lanes_f32) store_f32(y + j, gelu_f32(load_f32(y + j)));
+  std::memcpy(out, y, width * sizeof(float));
 }
 
 template <bool wide, bool with_gelu>

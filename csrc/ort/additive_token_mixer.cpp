@@ -2,7 +2,6 @@
 
 #include <array>
 #include <memory>
-#include <new>
 
 #include "operators.h"
 
@@ -12,20 +11,18 @@ namespace {
 constexpr const char* name = "AdditiveTokenMixer";
 constexpr std::size_t inputs = 15;  // x and the weights, in the order of MixerParameters
 
-using Shape = std::vector<std::int64_t>;
 using Inputs = std::array<Tensor, inputs>;
-
-struct Release {
-  void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
-};
-using Buffer = std::unique_ptr<void, Release>;
-
-Buffer allocate(std::size_t bytes) { return Buffer(::operator new(bytes, std::align_val_t{64})); }
 
 MixerPrecision precision_of(const std::string& text) {
   if (text == "fp32") return MixerPrecision::fp32;
   if (text != "bf16") refuse(name, "precision \"fp32\" or \"bf16\"", "\"" + text + "\"");
   return MixerPrecision::bf16;
+}
+
+MixerLayout layout_of(const std::string& text) {
+  if (text == "nchw") return MixerLayout::nchw;
+  if (text != "nhwc") refuse(name, "layout \"nchw\" or \"nhwc\"", "\"" + text + "\"");
+  return MixerLayout::nhwc;
 }
 
 // The weights, their shapes checked against the bias of the last convolution.
@@ -40,21 +37,24 @@ MixerParameters parameters(const Inputs& in) {
     if (in[i].shape != expected[i - 1])
       refuse(name, "input " + std::to_string(i) + " of shape " + show(expected[i - 1]),
              show(in[i].shape));
+  const auto w = [&](std::size_t i) { return in[i].floats(); };
   return {static_cast<std::size_t>(c),
-          in[1].data,
-          in[2].data,
-          {in[3].data, in[4].data, in[5].data, in[6].data},
-          {in[7].data, in[8].data, in[9].data, in[10].data},
-          in[11].data,
-          in[12].data,
-          in[13].data,
-          in[14].data};
+          w(1),
+          w(2),
+          {w(3), w(4), w(5), w(6)},
+          {w(7), w(8), w(9), w(10)},
+          w(11),
+          w(12),
+          w(13),
+          w(14)};
 }
 
 class AdditiveTokenMixer : public Kernel {
  public:
   AdditiveTokenMixer(const Info& info, int threads)
-      : threads_(threads), precision_(precision_of(info.text("precision", "fp32"))) {
+      : threads_(threads),
+        precision_(precision_of(info.text("precision", "fp32"))),
+        layout_(layout_of(info.text("layout", "nchw"))) {
     Inputs in;
     for (std::size_t i = 1; i < inputs; ++i) {
       const auto weight = info.constant(i);
@@ -76,15 +76,17 @@ class AdditiveTokenMixer : public Kernel {
       channels = static_cast<std::int64_t>(weights.channels);
       fresh = pack(weights);
     }
-    if (x.shape.size() != 4 || x.shape[1] != channels)
-      refuse(name, "(B, " + std::to_string(channels) + ", H, W)", show(x.shape));
+    const std::string c = std::to_string(channels);
+    const bool last = layout_ == MixerLayout::nhwc;
+    if (x.shape.size() != 4 || x.shape[last ? 3 : 1] != channels)
+      refuse(name, last ? "(B, H, W, " + c + ")" : "(B, " + c + ", H, W)", show(x.shape));
     const auto size = [&](int axis) { return static_cast<std::size_t>(x.shape[axis]); };
-    const MixerShape shape{size(0), size(1), size(2), size(3), precision_, MixerLayout::nchw};
+    const MixerShape shape{
+        size(0), size(last ? 3 : 1), size(last ? 1 : 2), size(last ? 2 : 3), precision_, layout_};
     float* y = context.output(0, x.shape);
-    const Buffer space = allocate(additive_token_mixer_workspace(shape, threads_));
     const void* packed = packed_ ? packed_.get() : fresh.get();
-    additive_token_mixer(x.data, shape, static_cast<const float*>(packed), y, space.get(),
-                         threads_);
+    void* space = scratch(additive_token_mixer_workspace(shape, threads_));
+    additive_token_mixer(x.floats(), shape, static_cast<const float*>(packed), y, space, threads_);
   }
 
  private:
@@ -96,6 +98,7 @@ class AdditiveTokenMixer : public Kernel {
 
   int threads_;
   MixerPrecision precision_;
+  MixerLayout layout_;
   std::int64_t channels_ = 0;
   Buffer packed_;
 };

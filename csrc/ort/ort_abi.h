@@ -17,7 +17,7 @@ struct OrtTensorTypeAndShapeInfo;
 namespace vitlet::ort {
 constexpr std::uint32_t abi_version = 16;
 
-enum ElementType { element_float = 1 };
+enum ElementType { element_float = 1, element_uint8 = 2, element_int8 = 3 };
 enum Characteristic { input_required = 0, input_optional = 1 };
 enum ErrorCode { error_fail = 1, error_invalid_argument = 2 };
 }  // namespace vitlet::ort
@@ -73,11 +73,12 @@ using CreateCustomOpDomain = Function<26, Status(const char* domain, OrtCustomOp
 using CustomOpDomainAdd = Function<27, Status(OrtCustomOpDomain*, const OrtCustomOp*)>;
 using AddCustomOpDomain = Function<28, Status(OrtSessionOptions*, OrtCustomOpDomain*)>;
 using GetTensorMutableData = Function<51, Status(OrtValue*, void**)>;
-using GetTensorElementType = Function<60, Status(const OrtTensorTypeAndShapeInfo*, int*)>;
 using GetDimensionsCount = Function<61, Status(const OrtTensorTypeAndShapeInfo*, std::size_t*)>;
 using GetDimensions =
     Function<62, Status(const OrtTensorTypeAndShapeInfo*, std::int64_t*, std::size_t count)>;
 using GetTensorTypeAndShape = Function<65, Status(const OrtValue*, OrtTensorTypeAndShapeInfo**)>;
+using KernelInfoGetAttributeInt =
+    Function<86, Status(const OrtKernelInfo*, const char* name, std::int64_t*)>;
 using KernelInfoGetAttributeString =
     Function<87, Status(const OrtKernelInfo*, const char* name, char*, std::size_t*)>;
 using KernelContextGetInput =
@@ -88,6 +89,8 @@ using KernelContextGetOutput =
 using ReleaseStatus = Function<93, void(OrtStatus*)>;
 using ReleaseTensorTypeAndShapeInfo = Function<99, void(OrtTensorTypeAndShapeInfo*)>;
 using ReleaseCustomOpDomain = Function<101, void(OrtCustomOpDomain*)>;
+using KernelInfoGetAttributeInts =
+    Function<163, Status(const OrtKernelInfo*, const char* name, std::int64_t*, std::size_t*)>;
 using GetSessionConfigEntry =
     Function<238, Status(const OrtSessionOptions*, const char* key, char*, std::size_t*)>;
 using KernelInfoGetConstantInput =

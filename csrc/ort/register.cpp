@@ -1,5 +1,6 @@
 // The library's one public function: it adds the operators of the domain ai.vitlet to a session.
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <map>
 #include <mutex>
@@ -61,13 +62,22 @@ Operator make(const Definition& definition, int threads) {
   op.version = abi_version;
   op.GetName = [](const OrtCustomOp* op) { return self(op).definition->name; };
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // CPU
-  op.GetInputType = [](const OrtCustomOp*, std::size_t) -> int { return element_float; };
-  op.GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).definition->inputs; };
+  op.GetInputType = [](const OrtCustomOp* op, std::size_t index) -> int {
+    const char letter = self(op).definition->inputs[index];
+    return letter == 'i' ? element_int8 : letter == 'u' ? element_uint8 : element_float;
+  };
+  op.GetInputTypeCount = [](const OrtCustomOp* op) {
+    return std::strlen(self(op).definition->inputs);
+  };
   op.GetOutputType = [](const OrtCustomOp*, std::size_t) -> int { return element_float; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> std::size_t { return 1; };
   op.KernelDestroy = [](void* kernel) { delete static_cast<Node*>(kernel); };
-  op.GetInputCharacteristic = [](const OrtCustomOp*, std::size_t) -> int { return input_required; };
-  op.GetOutputCharacteristic = op.GetInputCharacteristic;
+  op.GetInputCharacteristic = [](const OrtCustomOp* op, std::size_t index) -> int {
+    return self(op).definition->inputs[index] == 'F' ? input_optional : input_required;
+  };
+  op.GetOutputCharacteristic = [](const OrtCustomOp*, std::size_t) -> int {
+    return input_required;
+  };
   op.GetInputMemoryType = [](const OrtCustomOp*, std::size_t) { return 0; };  // where the op runs
   op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
   op.GetVariadicInputHomogeneity = op.GetVariadicInputMinArity;

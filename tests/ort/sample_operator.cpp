@@ -11,17 +11,18 @@ class Sample : public Kernel {
  public:
   Sample(const Info& info, int threads) : threads_(threads), mode_(info.text("mode", "plain")) {
     if (mode_ == "broken") refuse("Sample", "a mode that works", "broken");
-    if (const auto weight = info.constant(1)) constant_ = weight->data[0];
+    if (const auto weight = info.constant(1)) constant_ = weight->floats()[0];
   }
 
   void compute(const Context& context) const override {
     const Tensor x = context.input(0);
     if (x.shape.size() != 2) refuse("Sample", "a matrix", show(x.shape));
-    const float weight = constant_ ? *constant_ : context.input(1).data[0];
+    const float weight = constant_ ? *constant_ : context.input(1).floats()[0];
     // Tells the test what was seen: 1000 for a constant weight, 10 per thread.
     const float offset = mode_ == "tell" ? (constant_ ? 1000.0f : 0.0f) + 10.0f * threads_ : 0.0f;
     float* y = context.output(0, x.shape);
-    for (std::int64_t i = 0; i < x.shape[0] * x.shape[1]; ++i) y[i] = x.data[i] * weight + offset;
+    for (std::int64_t i = 0; i < x.shape[0] * x.shape[1]; ++i)
+      y[i] = x.floats()[i] * weight + offset;
   }
 
  private:
@@ -36,6 +37,6 @@ std::unique_ptr<Kernel> create(const Info& info, int threads) {
 
 }  // namespace
 
-const Definition operators[] = {{"Sample", 2, create}, {nullptr, 0, nullptr}};
+const Definition operators[] = {{"Sample", "ff", create}, {nullptr, nullptr, nullptr}};
 
 }  // namespace vitlet::ort

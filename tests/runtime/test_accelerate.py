@@ -13,7 +13,7 @@ import pytest
 
 import vitlet
 from vitlet.paths import ort_library
-from vitlet.runtime import accelerate
+from vitlet.runtime import accelerate, accelerate_check
 from vitlet.runtime.ort import OrtEngine
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,8 @@ def test_one_file_runs_with_and_without_the_library() -> None:
     fast, plain = OrtEngine(MODEL), OrtEngine(MODEL, accelerate=False)
     assert (fast.kernels, plain.kernels) == ("library", "functions")
     ours, theirs = run(fast), run(plain)
-    for name, limit in (("fp32", 1e-4), ("bf16", 2e-2)):
+    assert list(ours) == list(accelerate_check.LIMITS)
+    for name, limit in accelerate_check.LIMITS.items():
         assert np.abs(ours[name] - theirs[name]).max() < limit * np.abs(theirs[name]).max()
     # The definitions know no bfloat16: a difference shows that the kernel ran.
     assert not np.array_equal(ours["bf16"], ours["fp32"])
@@ -128,12 +129,12 @@ def test_a_library_that_crashes_takes_only_its_test_with_it(
 
 def test_a_wrong_answer_fails_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = onnx.load(str(MODEL))
-    (bias,) = (t for t in model.graph.initializer if t.name == "proj_bias")
+    (bias,) = (t for t in model.graph.initializer if t.name == "mixer_proj_bias")
     # The kernel adds the bias; a definition that does not is another function.
-    body = model.functions[0]
-    (last,) = (node for node in body.node if "y" in node.output)
+    (body,) = (f for f in model.functions if f.name == "AdditiveTokenMixer")
+    (last,) = (node for node in body.node if "proj_bias" in node.input)
     del last.input[2]
-    assert bias.name == "proj_bias"
+    assert bias.dims == [20]
     onnx.save(model, tmp_path / "wrong.onnx")
     monkeypatch.setattr(accelerate, "_MODEL", tmp_path / "wrong.onnx")
     path, reason = accelerate.usable_library()
@@ -154,7 +155,7 @@ def test_a_wrong_instruction_set_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_wrong_weights_are_named(tmp_path: Path) -> None:
     model = onnx.load(str(MODEL))
-    (weight,) = (t for t in model.graph.initializer if t.name == "q_pool_weight")
+    (weight,) = (t for t in model.graph.initializer if t.name == "mixer_q_pool_weight")
     weight.CopyFrom(onnx.numpy_helper.from_array(np.zeros((3, 3), np.float32), weight.name))
     onnx.save(model, tmp_path / "bad.onnx")
     with pytest.raises(Exception, match=r"input 6 of shape \(20, 20, 1, 1\), got \(3, 3\)"):
@@ -164,8 +165,10 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
 def test_weights_that_the_graph_computes(tmp_path: Path) -> None:
     model = onnx.load(str(MODEL))
     for node in model.graph.node:
-        node.input[1] = "doubled"
-    model.graph.node.insert(0, onnx.helper.make_node("Mul", ["qkv_weight", "factor"], ["doubled"]))
+        if node.op_type == "AdditiveTokenMixer":
+            node.input[1] = "doubled"
+    doubled = onnx.helper.make_node("Mul", ["mixer_qkv_weight", "factor"], ["doubled"])
+    model.graph.node.insert(0, doubled)
     factor = onnx.helper.make_tensor_value_info("factor", onnx.TensorProto.FLOAT, [1])
     model.graph.input.append(factor)
     onnx.save(model, tmp_path / "m.onnx")

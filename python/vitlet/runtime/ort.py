@@ -23,6 +23,26 @@ Kernels = Literal["none", "library", "functions"]
 _FATAL_ONLY = 4  # log level: what goes wrong comes back as an exception, not as lines on stderr
 
 
+def session_options(runtime: Any, threads: int, library: Path | None) -> Any:
+    """Return the options of every session: quiet, reproducible, operators one after the other.
+
+    Args:
+        runtime: the package onnxruntime.
+        threads: inside an operator, of ONNX Runtime and of our kernels.
+        library: `libvitlet_ort`, or None.
+    """
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    options.use_deterministic_compute = True
+    options.log_severity_level = _FATAL_ONLY
+    if library is not None:
+        options.add_session_config_entry("vitlet.threads", str(threads))
+        options.register_custom_ops_library(os.fspath(library))
+    return options
+
+
 class OrtEngine:
     """One ONNX graph in ONNX Runtime on the CPU.
 
@@ -74,15 +94,8 @@ class OrtEngine:
                 library, reason = usable_library()
                 if library is None and ACCELERATE not in reason:
                     warn_once(reason)
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
-        options.use_deterministic_compute = True
-        options.log_severity_level = _FATAL_ONLY
+        options = session_options(runtime, threads, library)
         if library is not None:
-            options.add_session_config_entry("vitlet.threads", str(threads))
-            options.register_custom_ops_library(os.fspath(library))
             self.kernels = "library"
         try:
             return runtime.InferenceSession(
