@@ -77,7 +77,8 @@ PROGRAMS: dict[str, tuple[Callable[..., Tensor] | nn.Module, tuple[Tensor, ...]]
     "glu": (lambda x: F.glu(x, 1), (X,)),
     "broadcast arithmetic": (lambda x, y: (x - y) * (x + 2) / (y * y + 1), (r(4, 1, 6), r(3, 1))),
     "powers and roots": (lambda x: (x.abs() + 1) ** 1.5 + (x * x + 1).rsqrt() + x.exp(), (ROW,)),
-    "comparisons": (lambda x, y: torch.where(torch.logical_and(x > y, ~(x < 0)), x, y * 2), (ROW, r(3, 6))),
+    "comparisons": (
+        lambda x, y: torch.where(torch.logical_and(x > y, ~(x < 0)), x, y * 2), (ROW, r(3, 6))),
     "remainder and floor": (lambda x: torch.remainder(x, 0.7) + torch.floor(x) + x.round(), (ROW,)),
     "mean and variance": (lambda x: x.mean((-1, 1)) + x.var((-1, 1), unbiased=False), (X,)),
     "min and max": (lambda x: x.amax((0, -1)) - x.amin((0, -1)), (X,)),
