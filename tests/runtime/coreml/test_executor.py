@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from runtime_coreml import save
 
-from vitlet.errors import CorruptInputError, ShapeError, UnsupportedError, UsageError
+from vitlet.errors import CorruptInputError, ShapeError, UnsupportedError, UsageError, VitletError
 from vitlet.export.coreml_quiet import quiet_coremltools
 from vitlet.runtime import CoreMLExecutor
 from vitlet.runtime.coreml import Value
@@ -270,6 +271,21 @@ def test_truncated_files_are_refused(tmp_path: Path, name: str, keep: int) -> No
     with pytest.raises((CorruptInputError, UnsupportedError)) as caught:
         CoreMLExecutor(path)
     assert caught.value.exit_code in (3, 6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_mutated_files_are_refused_or_run(half_package: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    name = ("model.mlmodel", "weights/weight.bin")[seed % 2]
+    file = half_package / "Data/com.apple.CoreML" / name
+    data = bytearray(file.read_bytes())
+    for place in random.integers(0, len(data), 3):
+        data[place] ^= 1 << int(random.integers(8))
+    file.write_bytes(bytes(data))
+    # A flipped weight is a weight: only the bundle's checksum finds it. All else is an error.
+    with contextlib.suppress(VitletError):
+        executor = CoreMLExecutor(half_package, "declared")
+        executor.run({"x": np.ones((3, 64), np.float32)})
 
 
 def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:

@@ -297,9 +297,9 @@ CASES: list[Case] = [
 @pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
 def test_values_are_those_of_the_formula(case: Case, run_mil: Any) -> None:
     _, build, arrays, formula = case
-    names = "xy"[: len(arrays)]
-    source = f"lambda {', '.join(names)}: build({', '.join(names)})"
-    (actual,) = run_mil(eval(source, {"build": build}), *arrays)
+    # A program's inputs are the names of its function's arguments.
+    program = (lambda x: build(x)) if len(arrays) == 1 else (lambda x, y: build(x, y))
+    (actual,) = run_mil(program, *arrays)
     expected = np.asarray(
         formula(*(a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays))
     )

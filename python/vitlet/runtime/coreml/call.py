@@ -16,7 +16,7 @@ from vitlet.errors import CorruptInputError, UnsupportedError
 
 Mode = Literal["fp32", "declared", "stress"]
 FLOATS = ("fp16", "fp32", "fp64")
-# declared -> (torch type to wrap to, lowest, highest)
+# declared -> (lowest, highest); 32-bit integers wrap around by themselves
 INTEGERS = {
     "int4": (-8, 7),
     "int8": (-128, 127),

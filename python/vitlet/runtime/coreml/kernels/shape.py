@@ -101,7 +101,7 @@ def reverse_sequence(call: Call) -> Tensor:
     return y
 
 
-def _four(call: Call, name: str) -> tuple[Tensor, int]:
+def _blocks(call: Call, name: str) -> tuple[Tensor, int]:
     x, block = call["x"], call.whole(name)
     if x.ndim < 3 or block < 1:
         raise call.bad(f"blocks of {block} in x of {x.ndim} axes")
@@ -111,19 +111,19 @@ def _four(call: Call, name: str) -> tuple[Tensor, int]:
 @op("pixel_shuffle")
 def pixel_shuffle(call: Call) -> Tensor:
     """Channels into pixels, channel-major (C r r, H, W) -> (C, H r, W r)."""
-    return functional.pixel_shuffle(*_four(call, "upscale_factor"))
+    return functional.pixel_shuffle(*_blocks(call, "upscale_factor"))
 
 
 @op("pixel_unshuffle")
 def pixel_unshuffle(call: Call) -> Tensor:
     """Pixels into channels, the reverse of pixel_shuffle."""
-    return functional.pixel_unshuffle(*_four(call, "downscale_factor"))
+    return functional.pixel_unshuffle(*_blocks(call, "downscale_factor"))
 
 
 @op("depth_to_space")
 def depth_to_space(call: Call) -> Tensor:
     """Channels into pixels, block-major (r r C, H, W) -> (C, H r, W r)."""
-    x, block = _four(call, "block_size")
+    x, block = _blocks(call, "block_size")
     n, c, h, w = x.shape
     y = x.reshape(n, block, block, c // block**2, h, w).permute(0, 3, 4, 1, 5, 2)
     return y.reshape(n, c // block**2, h * block, w * block)
@@ -132,7 +132,7 @@ def depth_to_space(call: Call) -> Tensor:
 @op("space_to_depth")
 def space_to_depth(call: Call) -> Tensor:
     """Pixels into channels, the reverse of depth_to_space."""
-    x, block = _four(call, "block_size")
+    x, block = _blocks(call, "block_size")
     n, c, h, w = x.shape
     y = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
     return y.reshape(n, c * block**2, h // block, w // block)
