@@ -15,8 +15,9 @@ from vitlet.export.coreml_quiet import quiet_coremltools
 from vitlet.export.trace import Graph, graphs
 from vitlet.runtime import CoreMLExecutor
 
-# fp32 and fp16 programs compute the model; compressed ones are off by their weights' rounding.
-LIMITS = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.999, "palette8": 0.99}
+# Compressed programs are off by the rounding of their weights, so the table of the docs counts; that
+# they are unpacked exactly is the last test.
+LIMITS = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99, "palette8": 0.99}
 
 
 def example(graph: Graph) -> torch.Tensor:
