@@ -15,7 +15,7 @@ from vitlet.export.coreml_quiet import quiet_coremltools
 from vitlet.export.trace import Graph, graphs
 from vitlet.runtime import CoreMLExecutor
 
-# Compressed programs are off by the rounding of their weights, so the table of the docs counts; that
+# Compressed programs are off by the rounding of their weights: the limits of docs/export.md. That
 # they are unpacked exactly is the last test.
 LIMITS = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99, "palette8": 0.99}
 
