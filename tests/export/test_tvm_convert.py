@@ -67,7 +67,12 @@ def test_weights_stay_in_four_bits(tmp_path: Path) -> None:
     assert 512 * 2048 / 2 < (tmp_path / "m.tvm.so").stat().st_size < 512 * 2048 / 2 * 1.3
 
 
-def test_refuses_weights_that_the_graph_computes(tmp_path: Path) -> None:
+def test_refuses_weights_that_the_graph_computes_before_it_translates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ended in the middle, TVM would write of its own state on stderr.
+    monkeypatch.setattr("tvm.relax.frontend.torch.from_exported_program", None)
+
     class Doubled(Linears):
         def forward(self, x: Tensor) -> Tensor:
             y: Tensor = torch.ops.vitlet.shift_linear(x, self.first.weight * 2)
