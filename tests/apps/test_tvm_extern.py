@@ -86,4 +86,4 @@ def test_verify_names_the_layer_that_differs(cli, made, extern, flaw, layer) -> 
     ran = cli("verify", made / f"{extern}.vitlet", *argv)
     assert ran.code == 4, ran.err
     (artifact,) = json.loads(ran.out)["artifacts"]
-    assert artifact["first_bad"]["module"].split(".")[0] == layer
+    assert artifact["first_bad"]["module"] == layer
