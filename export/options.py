@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,6 +120,9 @@ def resolve(
         )
     if accelerate_table is not None and accelerate is None:
         raise UsageError("accelerate_table holds times for accelerate: give that too")
+    machines = _triples(triple)
+    if tvm_extern is not None:
+        _check_runs_here(tvm_extern, machines)
     defaults: dict[Target, str] = {t: RULES[t].preprocess[0] for t in chosen}
     # An image input takes one picture; asked for more, a tensor input is what Core ML has.
     if "coreml" in defaults and size != 1:
@@ -136,7 +140,7 @@ def resolve(
         opset=opset_for(opset),
         ios=16 if ios is None else ios,
         palette_mode=palette_mode or "kmeans",
-        triples=_triples(triple),
+        triples=machines,
         accelerate=accelerate,
         accelerate_table=None if accelerate_table is None else read_table(accelerate_table),
         tvm_extern=tvm_extern,
@@ -172,3 +176,15 @@ def _triples(value: str | Sequence[str] | None) -> tuple[str | None, ...]:
     if not found or any(name == "" for name in found):
         raise UsageError(f"triple must name machines such as aarch64-linux-gnu, got {value!r}")
     return tuple(dict.fromkeys(found))
+
+
+def _check_runs_here(tvm_extern: str, triples: tuple[str | None, ...]) -> None:
+    """Refuse another machine's triple: only this one has the kernels that the library calls."""
+    machine = platform.machine().lower()
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    for triple in triples:
+        if triple not in (None, f"{machine}-linux-gnu"):
+            raise UnsupportedError(
+                f"tvm_extern={tvm_extern!r} calls the C++ kernels of this machine ({machine}): it "
+                f"does not go with triple {triple!r}"
+            )

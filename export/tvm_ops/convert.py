@@ -25,6 +25,13 @@ from vitlet.ops import MixerWeights, pack_int8_weight, pack_shift_weight
 from vitlet.ops.additive_token_mixer import MixerGate
 
 Converter = Callable[[fx.Node, Any], Any]
+# How many tensors of an operator the graph computes: they come first, weights after them.
+_COMPUTED = {
+    "additive_token_mixer.default": 1,
+    "shift_linear.default": 1,
+    "int8_linear.default": 1,
+    "binary_linear_attention.default": 3,
+}
 
 
 def converters(
@@ -36,7 +43,16 @@ def converters(
         program: the one that will be translated; packed weights are read from it.
         tile: of the processor to compile for.
         extern: call the C++ kernels instead of compiling loops.
+
+    Raises:
+        UnsupportedError: a weight of one of our operators is computed by the graph. Refused in the
+            middle of a translation, TVM would complain of its own state on stderr.
     """
+    for node in program.graph.nodes:
+        first = _COMPUTED.get(getattr(node.target, "__name__", ""))
+        for name, given in list(_options(node).items())[first:] if first else ():
+            if isinstance(given, fx.Node):
+                _weight(program, node, given, name)
     return {
         f"{name}.default": _Converter(program, tile, extern, translate)
         for name, translate in {
@@ -69,36 +85,15 @@ class _Call:
 
     def options(self) -> dict[str, Any]:
         """Return the arguments by name, defaults filled in."""
-        target: Any = self.node.target
-        found = {argument.name: argument.default_value for argument in target._schema.arguments}
-        found.update(zip(found, self.node.args, strict=False))
-        return {**found, **self.node.kwargs}
+        return _options(self.node)
 
     def tensor(self, node: fx.Node) -> Any:
         """Return an argument that the graph computes."""
         return self.importer.env[node]
 
     def weight(self, node: Any, name: str) -> NDArray[np.float32]:
-        """Return an argument's numbers.
-
-        Raises:
-            UnsupportedError: the graph computes them.
-        """
-        program = self.converter.program
-        signature = program.graph_signature
-        key = str(node.name)
-        tensors = {**program.state_dict, **program.constants}
-        for names in (
-            signature.inputs_to_parameters,
-            signature.inputs_to_buffers,
-            signature.inputs_to_lifted_tensor_constants,
-        ):
-            if key in names:
-                return np.ascontiguousarray(tensors[names[key]].detach().float().numpy())
-        raise UnsupportedError(
-            f"TVM packs the weights of {self.node.target} when it compiles: {name} must be a "
-            "parameter or a buffer, not computed by the graph"
-        )
+        """Return an argument's numbers."""
+        return _weight(self.converter.program, self.node, node, name)
 
     def sizes(self, tensor: Any, known: int) -> list[int]:
         """Return all sizes but the first `known`, which may be symbolic."""
@@ -122,6 +117,32 @@ class _Call:
         return self.importer.block_builder.emit(
             relax.call_dps_packed(f"vitlet.{name}", arguments, kind)
         )
+
+
+def _options(node: fx.Node) -> dict[str, Any]:
+    target: Any = node.target
+    found = {argument.name: argument.default_value for argument in target._schema.arguments}
+    found.update(zip(found, node.args, strict=False))
+    return {**found, **node.kwargs}
+
+
+def _weight(
+    program: torch.export.ExportedProgram, call: fx.Node, given: Any, name: str
+) -> NDArray[np.float32]:
+    signature = program.graph_signature
+    key = str(given.name)
+    for names in (
+        signature.inputs_to_parameters,
+        signature.inputs_to_buffers,
+        signature.inputs_to_lifted_tensor_constants,
+    ):
+        if key in names:
+            tensors = {**program.state_dict, **program.constants}
+            return np.ascontiguousarray(tensors[names[key]].detach().float().numpy())
+    raise UnsupportedError(
+        f"TVM packs the weights of {call.target} when it compiles: {name} must be a "
+        "parameter or a buffer, not computed by the graph"
+    )
 
 
 def _first(tensor: Any) -> int | None:

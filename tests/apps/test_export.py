@@ -42,6 +42,13 @@ def own(tmp_path, monkeypatch, own_source):
         (["casvit_fashion", "--to", "ios", "--ios", "12"], 3, "does not take ios=12"),
         (["casvit_fashion", "--to", "onnx", "--opset", "9"], 3, "does not take opset=9"),
         (["casvit_fashion", "--to", "tvm", "--accelerate", "fp32"], 3, "means nothing to tvm"),
+        (["casvit_fashion", "--to", "tvm", "--tvm-extern", "foo"], 3, "it takes vitlet"),
+        (["casvit_fashion", "--to", "onnx", "--tvm-extern", "vitlet"], 3, "means nothing to onnx"),
+        (
+            ["vit_fashion", "--to=tvm", "--tvm-extern=vitlet", "--triple=native,sparc-linux-gnu"],
+            3,
+            "does not go with triple 'sparc-linux-gnu'",
+        ),
         (["casvit_fashion", "--to", "onnx", "--accelerate", "int4"], 3, "accelerate='int4'"),
         (["vit_fashion", "--to", "onnx", "--accelerate-table", "x"], 2, "give that too"),
         (

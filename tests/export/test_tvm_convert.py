@@ -20,6 +20,7 @@ def answers(path: Path, x: Tensor, threads: int = 1) -> np.ndarray:
     return TvmEngine(path, threads=threads).run({"image": x.numpy()})["logits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Mixer, Linears, Attention])
 @pytest.mark.parametrize("batch", [2, "dyn"])
 def test_loops_and_kernels_compute_what_torch_does(
@@ -30,12 +31,12 @@ def test_loops_and_kernels_compute_what_torch_does(
     x = torch.randn(2, *module.shape)  # type: ignore[misc]
     with torch.no_grad():
         expected = module.eval()(x).numpy()
-    loops = export_tvm(graph_of(module), tmp_path / "loops.tvm.so", batch=batch)
-    kernels = export_tvm(graph_of(module), tmp_path / "kernels.tvm.so", batch=batch, extern=True)
-    assert ("extern" in loops.details, kernels.details["extern"]) == (False, "vitlet")
-    for name in ("loops", "kernels"):
+    for extern in (False, True) if batch == "dyn" else (False,):
+        path = tmp_path / f"{extern}.tvm.so"
+        made = export_tvm(graph_of(module), path, batch=batch, extern=extern)
+        assert made.details.get("extern") == ("vitlet" if extern else None)
         for threads in (1, 2):
-            got = answers(tmp_path / f"{name}.tvm.so", x, threads)
+            got = answers(path, x, threads)
             np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
@@ -67,7 +68,12 @@ def test_weights_stay_in_four_bits(tmp_path: Path) -> None:
     assert 512 * 2048 / 2 < (tmp_path / "m.tvm.so").stat().st_size < 512 * 2048 / 2 * 1.3
 
 
-def test_refuses_weights_that_the_graph_computes(tmp_path: Path) -> None:
+def test_refuses_weights_that_the_graph_computes_before_it_translates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ended in the middle, TVM would write of its own state on stderr.
+    monkeypatch.setattr("tvm.relax.frontend.torch.from_exported_program", None)
+
     class Doubled(Linears):
         def forward(self, x: Tensor) -> Tensor:
             y: Tensor = torch.ops.vitlet.shift_linear(x, self.first.weight * 2)

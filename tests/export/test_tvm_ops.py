@@ -73,8 +73,9 @@ SIZES = [(1, 1, 1), (3, 7, 5), (49, 33, 65), (5, 1029, 130)]
 
 
 @pytest.mark.parametrize("kind", ["shift", "wide", "dense"])
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("any_rows", [False, True])
+@pytest.mark.parametrize(
+    ("size", "any_rows"), [*((size, False) for size in SIZES), (SIZES[1], True), (SIZES[3], True)]
+)
 def test_shift_linear_has_the_kernel_s_bits(
     kind: Any, size: tuple[int, int, int], any_rows: bool
 ) -> None:
@@ -112,7 +113,7 @@ def test_shift_linear_adds_the_bias_and_gelu() -> None:
 
 
 @pytest.mark.parametrize("kind", ["shift", "wide", "dense"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", SIZES[1:])
 @pytest.mark.usefixtures("without_threads")
 def test_shift_linear_for_cuda_has_the_kernel_s_bits(kind: Any, size: tuple[int, int, int]) -> None:
     x, w, op = linear_case(kind, *size)
@@ -214,8 +215,9 @@ def mixed(x: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
 MAPS = [(1, 1, 1, 1), (2, 17, 5, 3), (1, 16, 7, 7), (3, 33, 4, 9)]
 
 
-@pytest.mark.parametrize("size", MAPS)
-@pytest.mark.parametrize("any_batch", [False, True])
+@pytest.mark.parametrize(
+    ("size", "any_batch"), [*((size, False) for size in MAPS), (MAPS[1], True), (MAPS[3], True)]
+)
 def test_the_mixer_is_right(size: tuple[int, int, int, int], any_batch: bool) -> None:
     x, weights = RANDOM(1).normal(size=size).astype("f4"), mixer_weights(size[1])
     function = mixer.define(None if any_batch else size[0], *size[1:], tile_rows=tile().rows)
