@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "operators.h"
+#include "scratch.h"
 
 namespace vitlet::ort {
 namespace {
@@ -85,8 +86,9 @@ class AdditiveTokenMixer : public Kernel {
         size(0), size(last ? 3 : 1), size(last ? 1 : 2), size(last ? 2 : 3), precision_, layout_};
     float* y = context.output(0, x.shape);
     const void* packed = packed_ ? packed_.get() : fresh.get();
-    void* space = scratch(additive_token_mixer_workspace(shape, threads_));
-    additive_token_mixer(x.floats(), shape, static_cast<const float*>(packed), y, space, threads_);
+    const Scratch space(additive_token_mixer_workspace(shape, threads_));
+    additive_token_mixer(x.floats(), shape, static_cast<const float*>(packed), y, space.get(),
+                         threads_);
   }
 
  private:

@@ -4,6 +4,7 @@
 
 #include "operators.h"
 #include "pack_bits.h"
+#include "scratch.h"
 
 namespace vitlet::ort {
 namespace {
@@ -55,7 +56,8 @@ class BinaryLinearAttention final : public Kernel {
     // Of the packed words each side is a multiple of 64 bytes.
     const std::size_t words = (count(q.shape, 0, 3) * words_of(task.bits) + 7) / 8 * 8;
     const std::size_t own = binary_linear_attention_workspace(task, threads_);
-    auto* packed = static_cast<std::uint64_t*>(scratch(2 * words * sizeof(std::uint64_t) + own));
+    const Scratch space(2 * words * sizeof(std::uint64_t) + own);
+    auto* packed = static_cast<std::uint64_t*>(space.get());
     pack(q, q_levels, packed);
     pack(k, k_levels, packed + words);
     task.q = packed;

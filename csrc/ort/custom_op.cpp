@@ -91,18 +91,6 @@ float* Context::output(std::size_t index, const Shape& shape) const {
 
 Buffer allocate(std::size_t bytes) { return Buffer(::operator new(bytes, std::align_val_t{64})); }
 
-void* scratch(std::size_t bytes) {
-  thread_local Buffer kept;
-  thread_local std::size_t size = 0;
-  if (bytes > size) {
-    kept.reset();
-    size = 0;
-    kept = allocate(bytes);
-    size = bytes;
-  }
-  return kept.get();
-}
-
 std::size_t count(const Shape& shape, std::size_t first, std::size_t last) {
   std::size_t product = 1;
   for (std::size_t axis = first; axis < last; ++axis)

@@ -67,10 +67,6 @@ struct Definition {
 // Every operator of this library, ended by one without a name; see operators.cpp.
 extern const Definition operators[];
 
-// Memory for this thread's next kernel, 64-byte aligned. It grows to the largest kernel's need and
-// is kept, so that a run allocates nothing; the next call overwrites it.
-void* scratch(std::size_t bytes);
-
 struct Release {
   void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
 };

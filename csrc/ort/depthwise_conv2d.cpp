@@ -4,6 +4,7 @@
 
 #include "epilogue.h"
 #include "operators.h"
+#include "scratch.h"
 
 namespace vitlet::ort {
 namespace {
@@ -82,8 +83,8 @@ class DepthwiseConv2d final : public Kernel {
                     static_cast<std::int64_t>(shape.out_width()), outputs};
     const float* residual = residual_of(name, context.input(3), out);
     float* y = context.output(0, out);
-    void* space = scratch(depthwise_conv2d_workspace(shape, threads_));
-    depthwise_conv2d(x.floats(), shape, packed.data(), residual, y, space, threads_);
+    const Scratch space(depthwise_conv2d_workspace(shape, threads_));
+    depthwise_conv2d(x.floats(), shape, packed.data(), residual, y, space.get(), threads_);
   }
 
  private:

@@ -2,6 +2,7 @@
 
 #include "epilogue.h"
 #include "operators.h"
+#include "scratch.h"
 
 namespace vitlet::ort {
 namespace {
@@ -44,7 +45,8 @@ class Linear final : public Kernel {
                      activation_, residual_of(name, context.input(3), shape),
                      nullptr};
     call.out = context.output(0, shape);
-    float_linear(call, scratch(float_linear_workspace(call.rows, weight, threads_)), threads_);
+    const Scratch space(float_linear_workspace(call.rows, weight, threads_));
+    float_linear(call, space.get(), threads_);
   }
 
  private:

@@ -3,6 +3,7 @@
 #include "epilogue.h"
 #include "linear_weight.h"
 #include "operators.h"
+#include "scratch.h"
 
 namespace vitlet::ort {
 namespace {
@@ -31,8 +32,8 @@ class IntegerLinear : public Kernel {
     const std::size_t rows = count(shape, 0, shape.size() - 1);
     float* y = context.output(0, shape);
     const LinearWeight view = weight.view();
-    void* space = scratch(shift_linear_workspace(rows, view, threads_));
-    shift_linear(x.floats(), rows, view, bias, activation_, residual, y, space, threads_);
+    const Scratch space(shift_linear_workspace(rows, view, threads_));
+    shift_linear(x.floats(), rows, view, bias, activation_, residual, y, space.get(), threads_);
   }
 
  protected:
