@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -47,9 +48,15 @@ const float* numbers(const py::array& array, const std::string& what,
 }
 
 MixerPrecision precision_from(const std::string& text) {
-  if (text != "fp32" && text != "bf16")
-    refuse("precision \"fp32\" or \"bf16\"", "\"" + text + "\"");
-  return text == "fp32" ? MixerPrecision::fp32 : MixerPrecision::bf16;
+  if (text == "fp32") return MixerPrecision::fp32;
+  if (text == "bf16") return MixerPrecision::bf16;
+  if (text == "int8") return MixerPrecision::int8;
+  if (text == "shift") return MixerPrecision::shift;
+  refuse("precision \"fp32\", \"bf16\", \"int8\" or \"shift\"", "\"" + text + "\"");
+}
+
+std::size_t most_channels(MixerPrecision precision) {
+  return in_8_bits(precision) ? max_linear_inputs : max_channels;
 }
 
 struct Release {
@@ -78,8 +85,9 @@ py::array_t<float> pack(const py::array& qkv, const py::array& qkv_bias,
                         const py::array& proj_bias, const std::string& precision) {
   const MixerPrecision chosen = precision_from(precision);
   const auto channels = qkv.ndim() == 2 ? static_cast<std::size_t>(qkv.shape(1)) : 0;
-  if (channels < 1 || channels > max_channels)
-    refuse("qkv of shape (3 C, C) with C of 1 to " + std::to_string(max_channels), show(qkv));
+  const std::size_t most = most_channels(chosen);
+  if (channels < 1 || channels > most)
+    refuse("qkv of shape (3 C, C) with C of 1 to " + std::to_string(most), show(qkv));
   const MixerParameters parameters{channels,
                                    numbers(qkv, "qkv", {3 * channels, channels}),
                                    numbers(qkv_bias, "qkv_bias", {3 * channels}),
@@ -89,6 +97,10 @@ py::array_t<float> pack(const py::array& qkv, const py::array& qkv_bias,
                                    numbers(dwc_bias, "dwc_bias", {channels}),
                                    numbers(proj, "proj", {channels, 3, 3}),
                                    numbers(proj_bias, "proj_bias", {channels})};
+  const std::size_t count = 3 * channels * channels;
+  if (in_8_bits(chosen) && !std::all_of(parameters.qkv, parameters.qkv + count,
+                                        [](float w) { return std::isfinite(w); }))
+    refuse("finite qkv, to round it", "an infinity or a NaN");
   const std::size_t size = packed_mixer_size(channels, chosen);
   Space space = allocate(size * sizeof(float));
   float* to = static_cast<float*>(space.get());
@@ -107,8 +119,9 @@ py::array_t<float> mix(const py::array& x, const py::array& packed, std::size_t 
   const MixerPrecision chosen = precision_from(precision);
   if (layout != "nchw" && layout != "nhwc")
     refuse("layout \"nchw\" or \"nhwc\"", "\"" + layout + "\"");
-  if (channels < 1 || channels > max_channels)
-    refuse("channels of 1 to " + std::to_string(max_channels), std::to_string(channels));
+  const std::size_t most = most_channels(chosen);
+  if (channels < 1 || channels > most)
+    refuse("channels of 1 to " + std::to_string(most), std::to_string(channels));
   if (threads < 1) refuse("threads of at least 1", std::to_string(threads));
   const float* weights = numbers(packed, "packed weights", {packed_mixer_size(channels, chosen)});
   const bool planes = layout == "nchw";

@@ -10,6 +10,7 @@ namespace {
 constexpr std::size_t lanes = mixer_block;
 constexpr std::size_t small_map = 196;    // pixels: below, weights are read once, not per row group
 constexpr std::size_t group_pixels = 56;  // at least so many for each reading of the weights
+constexpr std::size_t tile_sums = 6 * 64;  // of the largest tile of int8_tile.h
 
 std::size_t round_up(std::size_t count, std::size_t step) {
   return (count + step - 1) / step * step;
@@ -49,7 +50,15 @@ std::size_t lay_out(const MixerShape& shape, std::size_t workers, float* space, 
   job.small = shape.height * width <= small_map;
   job.group = job.small ? shape.height : (group_pixels + width - 1) / width;
   const std::size_t pixels = job.group * width;
-  const std::size_t project = round_up(pixels * depth, lanes) +
+  std::size_t inputs = round_up(pixels * depth, lanes);
+  if (in_8_bits(shape.precision)) {
+    const std::size_t stride = padded_inputs(shape.channels);
+    job.rounded = round_up(mixer_chunk * shape.channels, lanes);
+    job.row_scale = job.rounded + round_up(pixels * stride / sizeof(float), lanes);
+    job.strip = job.row_scale + round_up(pixels, lanes);
+    inputs = job.strip + stride * 64 / sizeof(float) + tile_sums;
+  }
+  const std::size_t project = inputs +
                               round_up(pixels * (sizeof(std::size_t) / sizeof(float)), lanes) +
                               job.position_row * lanes;
   const std::size_t mix = 6 * job.row + (64 + width) * lanes;
@@ -92,7 +101,7 @@ void mix_images(void* context, std::size_t begin, std::size_t end) {
 }  // namespace
 
 using MixerKernel = void(const MixerJob&);
-VITLET_BF16_KERNEL_TABLE(mix_image, MixerKernel)
+VITLET_INT8_BF16_KERNEL_TABLE(mix_image, MixerKernel)
 
 std::size_t additive_token_mixer_workspace(const MixerShape& shape, int threads) {
   if (nothing_to_do(shape)) return 0;

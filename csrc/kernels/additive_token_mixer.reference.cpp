@@ -2,6 +2,9 @@
 
 #include <cmath>
 #include <cstring>
+#include <vector>
+
+#include "linear_reference.h"
 
 namespace vitlet::reference {
 namespace {
@@ -40,8 +43,24 @@ double depthwise(const Map& map, const float* taps, std::size_t c, std::size_t y
 double qkv_weight(const PackedMixer& w, MixerPrecision precision, std::size_t block,
                   std::size_t lane, std::size_t input) {
   if (precision == MixerPrecision::fp32) return w.qkv[(block * w.depth + input) * lanes + lane];
-  const std::uint32_t pair = w.qkv_bf16[(block * (w.depth / 2) + input / 2) * lanes + lane];
-  return from_bits(input % 2 == 0 ? pair << 16 : pair & 0xffff0000);
+  if (precision == MixerPrecision::bf16) {
+    const std::uint32_t pair = w.qkv_bf16[(block * (w.depth / 2) + input / 2) * lanes + lane];
+    return from_bits(input % 2 == 0 ? pair << 16 : pair & 0xffff0000);
+  }
+  const std::size_t column = block * lanes + lane;
+  return static_cast<double>(w.qkv_rounded.scale[column]) *
+         integer_of(w.qkv_rounded, column, input);
+}
+
+// One pixel's inputs as they are multiplied.
+void round_inputs(const std::vector<float>& x, MixerPrecision precision, std::vector<double>& to) {
+  std::vector<std::int32_t> integers(x.size());
+  const float step = in_8_bits(precision) ? round_row(x.data(), integers) : 1;
+  for (std::size_t c = 0; c < x.size(); ++c) {
+    if (precision == MixerPrecision::fp32) to[c] = x[c];
+    if (precision == MixerPrecision::bf16) to[c] = from_bits(round_to_bf16(x[c]));
+    if (in_8_bits(precision)) to[c] = static_cast<double>(step) * integers[c];
+  }
 }
 
 // map = map weighed by position, then by channel. means: C floats.
@@ -92,24 +111,26 @@ void additive_token_mixer(const float* x, const MixerShape& s, const float* pack
     space += channels * pixels;
   }
   float *means = space, *weights = space + channels;
+  std::vector<float> column(channels);
+  std::vector<double> inputs(channels);
   const auto place = [&](std::size_t c, std::size_t pixel) {
     return s.layout == MixerLayout::nchw ? c * pixels + pixel : pixel * channels + c;
   };
   for (std::size_t image = 0; image < s.batch; ++image) {
     const float* from = x + image * channels * pixels;
     float* to = y + image * channels * pixels;
-    for (std::size_t part = 0; part < 3; ++part)
-      for (std::size_t c = 0; c < channels; ++c)
-        for (std::size_t pixel = 0; pixel < pixels; ++pixel) {
+    for (std::size_t pixel = 0; pixel < pixels; ++pixel) {
+      for (std::size_t in = 0; in < channels; ++in) column[in] = from[place(in, pixel)];
+      round_inputs(column, s.precision, inputs);
+      for (std::size_t part = 0; part < 3; ++part)
+        for (std::size_t c = 0; c < channels; ++c) {
           const std::size_t block = part * w.blocks + c / lanes, lane = c % lanes;
           double sum = w.qkv_bias[block * lanes + lane];
-          for (std::size_t in = 0; in < channels; ++in) {
-            float value = from[place(in, pixel)];
-            if (s.precision == MixerPrecision::bf16) value = from_bits(round_to_bf16(value));
-            sum += value * qkv_weight(w, s.precision, block, lane, in);
-          }
+          for (std::size_t in = 0; in < channels; ++in)
+            sum += inputs[in] * qkv_weight(w, s.precision, block, lane, in);
           maps[part].data[c * pixels + pixel] = static_cast<float>(sum);
         }
+    }
     const auto [q, k, v] = maps;
     gate(q, w, 0, means, weights);
     gate(k, w, 1, means, weights);

@@ -92,12 +92,6 @@ void gate_row(const MixerJob& job, int which, std::size_t y, float* sums) {
   }
 }
 
-struct Scratch {
-  float* inputs;
-  float* sums;
-  std::size_t* place;
-};
-
 Scratch scratch_of(const MixerJob& job, std::size_t worker) {
   float* space = job.scratch + worker * job.scratch_size;
   float* sums = space + job.scratch_size - job.position_row * lanes;
@@ -126,7 +120,7 @@ void project_and_gate(void* context, std::size_t begin, std::size_t end) {
     for (std::size_t y = rows.begin; y < rows.end;) {
       const std::size_t next = y + job.group < rows.end ? y + job.group : rows.end;
       const float* x = take_inputs(job, y * job.width, (next - y) * job.width, scratch.inputs);
-      project_rows(job, {y, next}, x, {0, project_tiles(job)}, scratch.place);
+      project_rows(job, {y, next}, x, {0, project_tiles(job)}, scratch);
       y = next;
       const std::size_t ready = y == rows.end ? inner.end : y - 1;
       if (done < ready) {
@@ -154,7 +148,7 @@ void project_share(void* context, std::size_t begin, std::size_t end) {
                        : scratch_of(job, 0).inputs;
   for (std::size_t worker = begin; worker < end; ++worker)
     project_rows(job, {0, job.height}, x, share(project_tiles(job), worker, job.workers),
-                 scratch_of(job, worker).place);
+                 scratch_of(job, worker));
 }
 
 void gate_share(void* context, std::size_t begin, std::size_t end) {

@@ -45,6 +45,15 @@ std::size_t padded_inputs(std::size_t inputs);                         // to a m
 std::size_t padded_columns(WeightFormat format, std::size_t outputs);  // to a multiple of 64
 std::size_t panel_bytes(WeightFormat format, std::size_t inputs);
 
+// Rounds one column's weights, finite floats, as vitlet.ops.pack_shift_weight (shift) or
+// pack_int8_weight (dense) does, and puts them into `panels`, which hold 0 there. Not for `wide`.
+struct PackedColumn {
+  std::int32_t sum;
+  float scale;
+};
+PackedColumn pack_column(WeightFormat format, const float* weights, std::size_t inputs,
+                         std::size_t column, std::uint8_t* panels);
+
 // bias: (outputs,) or nullptr. activation: none or gelu. residual: (rows, outputs) or nullptr.
 // workspace: shift_linear_workspace(...) bytes, 64-byte aligned.
 // At most `threads` threads, fewer when there is little to do.

@@ -3,6 +3,8 @@
 
 namespace vitlet {
 
+constexpr std::size_t mixer_chunk = 16;  // pixels that are rounded to 8 bits together
+
 // One image on its way through the mixer: where everything lies.
 struct MixerJob {
   PackedMixer weights;
@@ -20,6 +22,9 @@ struct MixerJob {
   float* channel[2];   // gates by channel: [16 * blocks]
   float* scratch;      // each worker's own
   std::size_t scratch_size;
+  // int8, shift: where in it lie, in floats, the group's rounded pixels, their scales, and one
+  // strip of weights with a tile's sums. In front of them, some pixels' inputs.
+  std::size_t rounded, row_scale, strip;
   std::size_t group;  // rows projected at once
   bool small;         // all rows in one group: workers share out weights, not rows
 };

@@ -1,8 +1,7 @@
 #pragma once
 // The mixer's projection to q, k, v, for additive_token_mixer.simd.cpp only, which compiles it once
 // per instruction set. Everything has internal linkage: see simd.h.
-#include "float_simd.h"
-#include "token_mixer_job.h"
+#include "token_mixer_rounded.h"
 
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -17,7 +16,6 @@ constexpr int tile_pixels = 6, tile_vectors = 4;
 #else
 constexpr int tile_pixels = 6, tile_vectors = 2;
 #endif
-constexpr std::size_t lanes = mixer_block;
 constexpr std::size_t parts = lanes / lanes_f32;  // vectors of one block
 
 enum class Multiply { fp32, bf16, bf16_by_fp32 };
@@ -67,10 +65,6 @@ inline void in_chunks(std::size_t total, F f) {
     begin = end;
   }
 }
-
-struct Range {
-  std::size_t begin, end;
-};
 
 inline Range share(std::size_t count, std::size_t worker, std::size_t workers) {
   return {worker * count / workers, (worker + 1) * count / workers};
@@ -140,6 +134,7 @@ void project(const MixerJob& job, const float* x, const std::size_t* place, std:
 }
 
 std::size_t project_tiles(const MixerJob& job) {
+  if (in_8_bits(job.precision)) return project_strips(job);
   return 3 * job.weights.blocks * parts / tile_vectors;
 }
 
@@ -164,6 +159,10 @@ void round_inputs(const float* from, std::size_t count, float* to) {
 
 // The input's pixels from `first` on, channels together, as the projection reads them.
 const float* take_inputs(const MixerJob& job, std::size_t first, std::size_t pixels, float* to) {
+  if (in_8_bits(job.precision)) {
+    take_rounded(job, first, pixels, to);
+    return to;
+  }
   const std::size_t channels = job.weights.channels, depth = job.weights.depth;
   const float* from = job.x + first * channels;
   if (job.layout == MixerLayout::nchw) {
@@ -181,14 +180,18 @@ const float* take_inputs(const MixerJob& job, std::size_t first, std::size_t pix
   return to;
 }
 
+// x: from take_inputs, perhaps of another worker's scratch.
 void project_rows(const MixerJob& job, Range rows, const float* x, Range tiles,
-                  std::size_t* place) {
+                  const Scratch& scratch) {
   std::size_t pixels = 0;
+  std::size_t* place = scratch.place;
   for (std::size_t y = rows.begin; y < rows.end; ++y)
     for (std::size_t column = 0; column < job.width; ++column)
       place[pixels++] = (y + 1) * job.row + (column + 1) * lanes;
   if (job.precision == MixerPrecision::fp32)
     project<Multiply::fp32>(job, x, place, pixels, tiles);
+  else if (in_8_bits(job.precision))
+    project_rounded(job, x, place, pixels, tiles, scratch.inputs);
   else
     project<multiply_bf16>(job, x, place, pixels, tiles);
 }

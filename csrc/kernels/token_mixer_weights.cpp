@@ -13,10 +13,30 @@ std::size_t depth_of(std::size_t channels, MixerPrecision precision) {
   return precision == MixerPrecision::bf16 ? channels + channels % 2 : channels;
 }
 
-// Floats of one block of the q, k, v weights.
-std::size_t qkv_block(std::size_t channels, MixerPrecision precision) {
+WeightFormat format_of(MixerPrecision precision) {
+  return precision == MixerPrecision::int8 ? WeightFormat::dense : WeightFormat::shift;
+}
+
+// 8-bit weights in floats: panels, column sums and scales.
+struct RoundedSize {
+  std::size_t panels, sums, scale;
+};
+
+RoundedSize rounded_size(std::size_t channels, MixerPrecision precision) {
+  const WeightFormat format = format_of(precision);
+  const std::size_t outputs = 3 * blocks_of(channels) * lanes;
+  const std::size_t columns = padded_columns(format, outputs);
+  return {columns / 64 * panel_bytes(format, channels) / sizeof(float), columns, outputs};
+}
+
+// Floats of the q, k, v weights.
+std::size_t qkv_size(std::size_t channels, MixerPrecision precision) {
+  if (in_8_bits(precision)) {
+    const RoundedSize size = rounded_size(channels, precision);
+    return size.panels + size.sums + size.scale;
+  }
   const std::size_t depth = depth_of(channels, precision);
-  return (precision == MixerPrecision::bf16 ? depth / 2 : depth) * lanes;
+  return 3 * blocks_of(channels) * (precision == MixerPrecision::bf16 ? depth / 2 : depth) * lanes;
 }
 
 void pack_taps(const float* taps, const float* bias, std::size_t channels, float* out) {
@@ -25,6 +45,15 @@ void pack_taps(const float* taps, const float* bias, std::size_t channels, float
     for (std::size_t tap = 0; tap < 9; ++tap) block[tap * lanes] = taps[c * 9 + tap];
     block[9 * lanes] = bias[c];
   }
+}
+
+void pack_rounded(const float* weights, std::size_t channels, MixerPrecision precision,
+                  std::size_t column, float* qkv) {
+  const RoundedSize size = rounded_size(channels, precision);
+  auto* panels = reinterpret_cast<std::uint8_t*>(qkv);
+  const PackedColumn packed = pack_column(format_of(precision), weights, channels, column, panels);
+  std::memcpy(qkv + size.panels + column, &packed.sum, sizeof(packed.sum));
+  qkv[size.panels + size.sums + column] = packed.scale;
 }
 
 }  // namespace
@@ -38,9 +67,8 @@ std::uint32_t round_to_bf16(float value) {
 
 std::size_t packed_mixer_size(std::size_t channels, MixerPrecision precision) {
   const std::size_t blocks = blocks_of(channels);
-  const std::size_t per_block = 3 * qkv_block(channels, precision) + 3 * lanes + 4 * 10 * lanes +
-                                2 * lanes + 2 * channels * lanes;
-  return blocks * per_block;
+  const std::size_t per_block = 3 * lanes + 4 * 10 * lanes + 2 * lanes + 2 * channels * lanes;
+  return qkv_size(channels, precision) + blocks * per_block;
 }
 
 PackedMixer unpack_mixer(const float* packed, std::size_t channels, MixerPrecision precision) {
@@ -53,8 +81,18 @@ PackedMixer unpack_mixer(const float* packed, std::size_t channels, MixerPrecisi
     packed += count;
     return part;
   };
-  view.qkv = take(3 * view.blocks * qkv_block(channels, precision));
+  view.qkv = take(qkv_size(channels, precision));
   view.qkv_bf16 = reinterpret_cast<const std::uint32_t*>(view.qkv);
+  if (in_8_bits(precision)) {
+    const RoundedSize size = rounded_size(channels, precision);
+    const float* sums = view.qkv + size.panels;
+    view.qkv_rounded = {format_of(precision),
+                        size.scale,
+                        channels,
+                        reinterpret_cast<const std::uint8_t*>(view.qkv),
+                        reinterpret_cast<const std::int32_t*>(sums),
+                        sums + size.sums};
+  }
   view.qkv_bias = take(3 * view.blocks * lanes);
   for (int gate = 0; gate < 2; ++gate) {
     view.gate_taps[gate] = take(view.blocks * 10 * lanes);
@@ -75,6 +113,11 @@ void pack_mixer(const MixerParameters& p, MixerPrecision precision, float* packe
     const std::size_t c = output % channels;
     const std::size_t block = output / channels * view.blocks + c / lanes, lane = c % lanes;
     at(view.qkv_bias)[block * lanes + lane] = p.qkv_bias[output];
+    if (in_8_bits(precision)) {
+      pack_rounded(p.qkv + output * channels, channels, precision, block * lanes + lane,
+                   at(view.qkv));
+      continue;
+    }
     for (std::size_t input = 0; input < channels; ++input) {
       const float weight = p.qkv[output * channels + input];
       if (precision == MixerPrecision::fp32) {

@@ -16,7 +16,7 @@ class FusedMixer(nn.Module):
 
     Args:
         mixer: in eval mode; copied, its batch norms folded.
-        precision: "fp32", or "bf16" for the q, k, v product.
+        precision: "fp32", or "bf16", "int8" or "shift" for the q, k, v product.
     """
 
     def __init__(self, mixer: AdditiveTokenMixer, precision: str = "fp32") -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vitlet.errors import ShapeError
 from vitlet.ops.native import extension
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8", "shift"]
 Layout = Literal["nchw", "nhwc"]
 Array = NDArray[np.float32]
 
@@ -92,8 +92,11 @@ class MixerWeights:
     def packed(self, precision: Precision = "fp32") -> Array:
         """Return the weights in the kernels' order, the same for every instruction set.
 
+        "int8" and "shift" round qkv as `vitlet.ops.pack_int8_weight` and `pack_shift_weight` do.
+
         Raises:
-            ShapeError: the arrays do not fit together.
+            ShapeError: the arrays do not fit together, or qkv is to be rounded to 8 bits and not
+                finite.
         """
         if precision not in self._packed:
             try:
@@ -131,7 +134,9 @@ def additive_token_mixer(
             (a strided array is copied).
         weights: of C channels.
         precision: "bf16" rounds x and the q, k, v weights to bfloat16 before they are multiplied;
-            sums and all the rest are float32 (about 2e-3 of the largest output).
+            sums and all the rest are float32 (about 2e-3 of the largest output). "int8" and "shift"
+            round each pixel of x to 8 bits by itself, and the weights of each output to 8 bits or
+            to signed powers of two: about 1e-2 and, unless the weights are such powers, 2e-1.
         layout: of x and of the result.
         threads: processor cores to use. The result does not depend on it.
 

@@ -14,7 +14,13 @@ from torch import Tensor
 from vitlet.errors import ShapeError, UsageError
 from vitlet.ops.torch_attention import binary_linear_attention, pack_bits
 from vitlet.ops.torch_hamming import hamming_attention
-from vitlet.ops.torch_linear import int8_linear, shift_linear
+from vitlet.ops.torch_linear import (
+    int8_linear,
+    round_int8,
+    round_shift,
+    round_tokens,
+    shift_linear,
+)
 
 __all__ = [
     "additive_token_mixer",
@@ -26,7 +32,7 @@ __all__ = [
     "shift_linear",
 ]
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8", "shift")
 MIXER_WEIGHTS = 14
 
 
@@ -40,6 +46,9 @@ def mixer_in_torch(x: Tensor, *weights: Tensor, precision: str = "fp32") -> Tens
     qkv_weight, qkv_bias, *gates, dwc, dwc_bias, proj, proj_bias = weights
     if precision == "bf16":
         x, qkv_weight = x.bfloat16().to(x.dtype), qkv_weight.bfloat16().to(x.dtype)
+    elif precision != "fp32":
+        rounded = (round_int8 if precision == "int8" else round_shift)(qkv_weight.flatten(1))
+        x, qkv_weight = round_tokens(x.movedim(1, -1)).movedim(-1, 1), rounded.view_as(qkv_weight)
     q, k, v = F.conv2d(x, qkv_weight, qkv_bias).chunk(3, dim=1)
     context = _gated(q, *gates[:4]) + _gated(k, *gates[4:])
     context = F.conv2d(context, dwc, dwc_bias, padding=1, groups=len(dwc))
@@ -83,7 +92,8 @@ def additive_token_mixer(
         dwc_bias: (C,).
         proj_weight: (C, 1, 3, 3).
         proj_bias: (C,).
-        precision: "fp32", or "bf16" for the q, k, v product.
+        precision: "fp32", or "bf16", "int8" or "shift" for the q, k, v product; see
+            `vitlet.ops.additive_token_mixer`. Rounding passes gradients on as they are.
 
     Returns:
         (B, C, H, W) float32.
