@@ -7,14 +7,15 @@ The 15 mixers of CAS-ViT XS, S, M and T at 224 pixels, batch 1, all ways timed i
 process on one processor core, in microseconds of that thread's processor time (with --threads, of
 wall clock on so many cores):
 
-    fp32, bf16      vitlet.ops.additive_token_mixer, (B, C, H, W) in and out; "nhwc": (B, H, W, C)
+    fp32, bf16, int8, shift
+                    vitlet.ops.additive_token_mixer, (B, C, H, W) in and out; "nhwc": (B, H, W, C)
     ONNX Runtime    the same module, reparameterized, float32, by vitlet's exporter and by plain
                     torch.onnx.export; with bound inputs and outputs
     torch           float32, reparameterized, in channels-last order; torch bf16: the same in bf16
 
-First every result is held to the module in double precision. Ratios are medians over rounds of the
-quotient within a round, against the faster of the two ONNX Runtime files, so that a disturbance of
-the machine hits both.
+First every result is held to the module in double precision; its q, k, v weights are signed powers
+of two, which "shift" has exactly. Ratios are medians over rounds of the quotient within a round, against
+the faster of the two ONNX Runtime files, so that a disturbance of the machine hits both.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from vitlet import _C, reparameterize
 from vitlet.export.onnx import export_onnx
 from vitlet.export.trace import Graph
 from vitlet.layers import AdditiveTokenMixer
-from vitlet.ops import MixerWeights, additive_token_mixer
+from vitlet.ops import MixerWeights, additive_token_mixer, pack_shift_weight
 from vitlet.runtime.manifest import TensorSpec
 
 SHAPES = [
@@ -50,8 +51,8 @@ SHAPES = [
     *[(128, 28), (128, 14), (192, 14), (256, 14), (256, 7), (384, 7), (512, 7)],
 ]
 ORT, ORT_PLAIN = "ONNX Runtime", "ONNX Runtime, torch.onnx"
-TOLERANCE = {"fp32": 2e-5, "bf16": 2e-2}  # of the largest output
-OURS = ["fp32", "fp32 nhwc", "bf16", "bf16 nhwc"]
+TOLERANCE = {"fp32": 2e-5, "bf16": 2e-2, "int8": 5e-2, "shift": 5e-2}  # of the largest output
+OURS = [name + layout for name in TOLERANCE for layout in ("", " nhwc")]
 
 
 def made_up(dim: int) -> AdditiveTokenMixer:
@@ -65,6 +66,9 @@ def made_up(dim: int) -> AdditiveTokenMixer:
             value.uniform_(0.5, 2, generator=random)
         elif value.is_floating_point():
             value.normal_(0.2, 0.3, generator=random)
+    weight = module.qkv.weight
+    powers = pack_shift_weight(weight.detach()[:, :, 0, 0].numpy()).dequantize()
+    weight.data = torch.from_numpy(powers).view_as(weight)
     return module
 
 
@@ -110,7 +114,7 @@ def ways(dim: int, side: int, threads: int, folder: Path) -> dict[str, Callable[
     last = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
     found: dict[str, Callable[[], Any]] = {}
     for name in OURS:
-        precision, nhwc = name[:4], name.endswith("nhwc")
+        precision, nhwc = name.split()[0], name.endswith("nhwc")
         options: Any = {"precision": precision, "layout": "nhwc" if nhwc else "nchw"}
         call = partial(
             additive_token_mixer, last if nhwc else x, weights, threads=threads, **options

@@ -19,7 +19,12 @@ from numpy.typing import NDArray
 from vitlet import _C, reparameterize
 from vitlet.errors import ShapeError
 from vitlet.layers import AdditiveTokenMixer
-from vitlet.ops import MixerWeights, additive_token_mixer
+from vitlet.ops import (
+    MixerWeights,
+    additive_token_mixer,
+    pack_int8_weight,
+    pack_shift_weight,
+)
 
 ISAS = ["reference", *_C.supported_isas()]
 # (C, H, W): CAS-ViT's own, and one, lanes - 1, lanes, lanes + 1, primes, long and thin.
@@ -42,6 +47,8 @@ SHAPES = [
 # Largest difference over largest value. bf16 differs from torch by its rounding of x and weights,
 # but the instruction sets from each other by the order of sums only.
 FP32, BF16 = 2e-5, 2e-2
+PRECISIONS = ["fp32", "bf16", "int8", "shift"]
+PACKERS: dict[str, Any] = {"int8": pack_int8_weight, "shift": pack_shift_weight}
 
 
 def made_up_mixer(dim: int, *, bias: bool = True, seed: int = 0) -> AdditiveTokenMixer:
@@ -66,6 +73,20 @@ def by_torch(module: AdditiveTokenMixer, x: NDArray[np.float32]) -> NDArray[np.f
     with torch.inference_mode():
         result = copy.deepcopy(module).double()(torch.from_numpy(x).double())
     return result.numpy()
+
+
+def by_rounded_numbers(
+    module: AdditiveTokenMixer, x: NDArray[np.float32], precision: str
+) -> NDArray[np.float64]:
+    """The layer of 8-bit weights, on a map of which each pixel is rounded to 8 bits."""
+    most = np.abs(x).max(axis=1, keepdims=True)
+    inverse = np.float32(127) / np.where(most < 2.0**-100, np.float32(np.inf), most)
+    steps = np.rint(x * inverse)
+    rounded = copy.deepcopy(module)
+    weight = rounded.qkv.weight
+    packed = PACKERS[precision](weight.detach()[:, :, 0, 0].numpy())
+    weight.data = torch.from_numpy(packed.dequantize()).view_as(weight)
+    return by_torch(rounded, steps * (most / np.float32(127)))
 
 
 def run(x: NDArray[np.float32], w: MixerWeights, isa: str, **options: Any) -> NDArray[np.float32]:
@@ -93,6 +114,53 @@ def test_equals_the_layer_in_both_layouts(shape: tuple[int, int, int], isa: str)
         np.testing.assert_array_equal(got_last.transpose(0, 3, 1, 2), got)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("precision", ["int8", "shift"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_8_bits_equal_the_layer_of_rounded_numbers(
+    shape: tuple[int, int, int], precision: str, isa: str
+) -> None:
+    module = made_up_mixer(shape[0])
+    weights = MixerWeights.from_module(module)
+    x = made_up_map(2, *shape)
+    x[:, :, 0] *= np.geomspace(1e-4, 1e4, shape[2], dtype=np.float32)  # pixels of any size
+    got = run(x, weights, isa, precision=precision)
+    assert error(got, by_rounded_numbers(module, x, precision)) < FP32
+    last = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    got_last = run(last, weights, isa, precision=precision, layout="nhwc")
+    np.testing.assert_array_equal(got_last.transpose(0, 3, 1, 2), got)
+
+
+@pytest.mark.parametrize("precision", ["int8", "shift"])
+@pytest.mark.parametrize("dim", [1, 7, 8, 16, 17, 50])
+def test_weights_are_rounded_as_the_packers_round_them(dim: int, precision: str) -> None:
+    weights = MixerWeights.from_module(made_up_mixer(dim))
+    weights.qkv[0] = 0
+    weights.qkv[1] *= np.geomspace(1e-40, 1e30, dim, dtype=np.float32)
+    weights.qkv[2] = np.float32(0.5**0.5) * 2.0 ** -np.arange(dim, dtype=np.float32)
+    columns = np.zeros((3, -(-dim // 16) * 16, dim), np.float32)  # the kernels' blocks of 16
+    columns[:, :dim] = weights.qkv.reshape(3, dim, dim)
+    expected = PACKERS[precision](columns.reshape(-1, dim))
+    got = weights.packed(precision)  # type: ignore[arg-type]
+    panels, sums, scale = np.split(
+        got, np.cumsum([expected.panels.size // 4, expected.sums.size, expected.scale.size])
+    )[:3]
+    np.testing.assert_array_equal(panels.view(np.uint8), expected.panels)
+    np.testing.assert_array_equal(sums.view(np.int32), expected.sums)
+    used = columns.reshape(-1, dim).any(axis=1)
+    np.testing.assert_array_equal(scale[used], expected.scale[used])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("precision", ["int8", "shift"])
+@pytest.mark.parametrize("scale", [0.0, 1e-44, 1e-30, 1e4])
+def test_saturated_and_tiny_inputs_in_8_bits(scale: float, precision: str, isa: str) -> None:
+    module = made_up_mixer(24)
+    x = made_up_map(1, 24, 8, 8) * np.float32(scale)
+    got = run(x, MixerWeights.from_module(module), isa, precision=precision)
+    assert error(got, by_rounded_numbers(module, x, precision)) < FP32
+
+
 @pytest.mark.parametrize("isa", _C.supported_isas())
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_bf16_rounds_as_the_reference_does(shape: tuple[int, int, int], isa: str) -> None:
@@ -103,7 +171,7 @@ def test_bf16_rounds_as_the_reference_does(shape: tuple[int, int, int], isa: str
 
 
 @pytest.mark.parametrize("isa", _C.supported_isas())
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("shape", [(48, 56, 56), (40, 14, 14), (17, 1, 1), (5, 300, 2)], ids=str)
 def test_threads_do_not_change_a_bit(shape: tuple[int, int, int], precision: str, isa: str) -> None:
     weights = MixerWeights.from_module(made_up_mixer(shape[0]))
@@ -122,7 +190,7 @@ def test_threads_do_not_change_a_bit(shape: tuple[int, int, int], precision: str
     dim=st.integers(1, 70),
     height=st.integers(0, 20),
     width=st.integers(0, 40),
-    precision=st.sampled_from(["fp32", "bf16"]),
+    precision=st.sampled_from(PRECISIONS),
     layout=st.sampled_from(["nchw", "nhwc"]),
     threads=st.integers(1, 4),
     seed=st.integers(0, 100),
@@ -151,7 +219,7 @@ def test_any_size_agrees_with_the_reference(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinity_reach_what_they_reach_in_torch(
     bad: float, precision: str, isa: str
@@ -232,7 +300,7 @@ X = made_up_map(1, 8, 5, 6)
         (X, {"layout": "nhwc"}, r"x of shape \(B, H, W, 8\), got float32 \(1, 8, 5, 6\)"),
         (X.astype(np.float64), {}, "contiguous float32 .*, got float64"),
         (X.astype(">f4"), {}, "contiguous float32"),
-        (X, {"precision": "fp16"}, 'precision "fp32" or "bf16", got "fp16"'),
+        (X, {"precision": "fp16"}, '"int8" or "shift", got "fp16"'),
         (X, {"layout": "chwn"}, 'layout "nchw" or "nhwc", got "chwn"'),
         (X, {"threads": 0}, "threads of at least 1, got 0"),
         (X, {"threads": "two"}, "threads as an integer"),
@@ -251,6 +319,11 @@ def test_wrong_weights_are_named() -> None:
     short = MixerWeights(**(fields | {"dwc": WEIGHTS.dwc[:7]}))
     with pytest.raises(ShapeError, match=r"dwc as contiguous float32 \(8, 3, 3\), got"):
         additive_token_mixer(X, short)
+    endless = MixerWeights(**(fields | {"qkv": np.full((24, 8), np.inf, np.float32)}))
+    with pytest.raises(ShapeError, match="finite qkv, to round it, got an infinity or a NaN"):
+        additive_token_mixer(X, endless, precision="int8")
+    with pytest.raises(ValueError, match="packed weights"):
+        _C.additive_token_mixer(X, WEIGHTS.packed("shift"), 8, precision="int8")
     with pytest.raises(ValueError, match="packed weights"):
         _C.additive_token_mixer(X, WEIGHTS.packed("bf16"), 8, precision="fp32")
     with pytest.raises(ValueError, match="sse9"):

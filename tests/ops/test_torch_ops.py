@@ -40,6 +40,29 @@ def test_bf16_rounds_a_little() -> None:
     assert 0 < difference < 0.02 * module(x).abs().max()
 
 
+@pytest.mark.parametrize(("precision", "most"), [("int8", 0.1), ("shift", 0.8)])
+@torch.no_grad()
+def test_8_bits_round_as_the_definition_does(precision: str, most: float) -> None:
+    module, weights = make(16)
+    x = torch.randn(2, 16, 7, 7)
+    got = mixer(x, *weights, precision=precision)
+    in_double = mixer(x.double(), *[weight.double() for weight in weights], precision=precision)
+    torch.testing.assert_close(got.double(), in_double, rtol=1e-4, atol=1e-5)
+    difference = (got - module(x)).abs().max()
+    assert 0 < difference < most * module(x).abs().max()
+
+
+def test_rounding_passes_gradients_on() -> None:
+    _, weights = make(4)
+    given = [torch.randn(1, 4, 3, 3), *weights]
+    for tensor in given:
+        tensor.requires_grad_()
+    exact = torch.autograd.grad(mixer(*given, precision="fp32").sum(), given)
+    for precision in ("bf16", "int8", "shift"):
+        found = torch.autograd.grad(mixer(*given, precision=precision).sum(), given)
+        torch.testing.assert_close(found, exact)
+
+
 @torch.no_grad()
 def test_channels_last_and_strided_input() -> None:
     module, weights = make(5)
@@ -47,7 +70,7 @@ def test_channels_last_and_strided_input() -> None:
     torch.testing.assert_close(mixer(x, *weights), module(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "shift"])
 def test_torch_accepts_the_registration(precision: str) -> None:
     _, weights = make(4)
     given = [torch.randn(1, 4, 3, 3), *weights]
