@@ -14,8 +14,8 @@ wall clock on so many cores):
     torch           float32, reparameterized, in channels-last order; torch bf16: the same in bf16
 
 First every result is held to the module in double precision; its q, k, v weights are signed powers
-of two, which "shift" has exactly. Ratios are medians over rounds of the quotient within a round, against
-the faster of the two ONNX Runtime files, so that a disturbance of the machine hits both.
+of two, which "shift" has exactly. Ratios are medians over rounds of the quotient within a round,
+against the faster of the two ONNX Runtime files, so that a disturbance of the machine hits both.
 """
 
 from __future__ import annotations

@@ -95,7 +95,8 @@ std::size_t check_mixer() {
         for (const auto& [height, width] : sizes)
           for (const std::size_t batch : {0, 1, 2})
             for (const int threads : {1, 2, 3}) {
-              if (in_8_bits(precision) && (height + width + batch) % 3 != 0) continue;  // a third do
+              if (in_8_bits(precision) && (height + width + batch) % 3 != 0)
+                continue;  // a third do
               const MixerShape shape{batch, channels, height, width, precision, layout};
               const auto x = noise(batch * channels * height * width, 6, 1.5f);
               const auto expected = by_reference(shape, packed, x);
