@@ -33,9 +33,9 @@ KNOWN = {
     # Weights of 8 bits, without instructions for them, need their magnitudes and signs too.
     ("shift_linear", "avx2"): 4,
     ("shift_linear", "avx512"): 4,
-    ("additive_token_mixer", "avx512"): 4,
     # The same, and bfloat16 without its instructions: the halves of a pair of weights.
     ("additive_token_mixer", "avx2"): 4,
+    ("additive_token_mixer", "avxvnni"): 4,
 }
 
 
