@@ -1,6 +1,7 @@
 #include "additive_token_mixer.h"
 
 #include <array>
+#include <cmath>
 #include <memory>
 
 #include "operators.h"
@@ -16,8 +17,11 @@ using Inputs = std::array<Tensor, inputs>;
 
 MixerPrecision precision_of(const std::string& text) {
   if (text == "fp32") return MixerPrecision::fp32;
-  if (text != "bf16") refuse(name, "precision \"fp32\" or \"bf16\"", "\"" + text + "\"");
-  return MixerPrecision::bf16;
+  if (text == "bf16") return MixerPrecision::bf16;
+  if (text == "int8") return MixerPrecision::int8;
+  if (text != "shift")
+    refuse(name, "precision \"fp32\", \"bf16\", \"int8\" or \"shift\"", "\"" + text + "\"");
+  return MixerPrecision::shift;
 }
 
 MixerLayout layout_of(const std::string& text) {
@@ -93,7 +97,16 @@ class AdditiveTokenMixer : public Kernel {
 
  private:
   Buffer pack(const MixerParameters& weights) const {
-    Buffer packed = allocate(packed_mixer_size(weights.channels, precision_) * sizeof(float));
+    const std::size_t c = weights.channels;
+    if (in_8_bits(precision_)) {
+      if (c > max_linear_inputs)
+        refuse(name, "at most " + std::to_string(max_linear_inputs) + " channels",
+               std::to_string(c));
+      for (std::size_t i = 0; i < 3 * c * c; ++i)
+        if (!std::isfinite(weights.qkv[i]))
+          refuse(name, "finite q, k, v weights, to round them", "an infinity or a NaN");
+    }
+    Buffer packed = allocate(packed_mixer_size(c, precision_) * sizeof(float));
     pack_mixer(weights, precision_, static_cast<float*>(packed.get()));
     return packed;
   }

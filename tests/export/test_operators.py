@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from vitlet.export.functions import DOMAIN, attach
+from vitlet.export.functions import DOMAIN, OPERATORS, attach
 from vitlet.paths import ort_library
 from vitlet.runtime.ort import OrtEngine
 
@@ -251,3 +251,32 @@ def test_what_does_not_fit_is_named(
     feeds = {key: inputs[key] for key in [value.name for value in made.graph.inputs]}
     with pytest.raises(Exception, match=message):
         OrtEngine(tmp_path / "m.onnx").run(feeds)
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("precision", ["int8", "shift"])
+def test_a_mixer_rounds_to_8_bits_in_both(
+    precision: str, layout: str, opset: int, tmp_path: Path
+) -> None:
+    c, names = 19, OPERATORS["AdditiveTokenMixer"].inputs
+    gate = ((c, 1, 3, 3), (c,), (1, c, 1, 1), (c, c, 1, 1))
+    filters = ((c, 1, 3, 3), (c,))
+    shapes = ((2, c, 6, 7), (3 * c, c, 1, 1), (3 * c,), *gate, *gate, *filters, *filters)
+    inputs = {
+        name: normal(*shape, seed=i) / max(1, np.prod(shape[1:]) ** 0.5)
+        for i, (name, shape) in enumerate(zip(names, shapes, strict=True))
+    }
+    inputs = {name: array.astype(np.float32) for name, array in inputs.items()}
+    inputs["x"] *= 30
+    inputs["x"][0, :, 2, 3] = 0
+    inputs["qkv_weight"][1] = 0
+    inputs["qkv_weight"][2] *= np.geomspace(1, 1e-4, c, dtype=np.float32)[:, None, None]
+    attributes = {"channels": c, "layout": layout}
+    if layout == "nhwc":
+        inputs["x"] = np.ascontiguousarray(inputs["x"].transpose(0, 2, 3, 1))
+    name = "AdditiveTokenMixer"
+    ours, plain = both(tmp_path, name, inputs, {**attributes, "precision": precision}, opset)
+    _, exact = both(tmp_path, name, inputs, {**attributes, "precision": "fp32"}, opset)
+    assert off(ours, plain) < 2e-5
+    assert off(exact, plain) > 1e-3

@@ -36,7 +36,7 @@ def register(ffi: ModuleType, threads: Callable[[], int]) -> None:
 
         ffi.register_global_func(f"vitlet.{name}", run, override=True)
 
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16", "int8", "shift"):
         add(f"additive_token_mixer.{precision}", partial(_mixer, precision))
     for kind, activation in product(("shift", "wide", "dense"), ("none", "gelu")):
         add(f"shift_linear.{kind}.{activation}", partial(_linear, kind, activation))
