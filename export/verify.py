@@ -213,7 +213,7 @@ def _check_one(
     override: Mapping[str, float] | None,
 ) -> ArtifactResult:
     # Where layers round to 8 bits their definitions do too; bfloat16 is the kernels' alone.
-    rounds = "int8" if "Int8Linear" in artifact.custom_ops else artifact.precision
+    rounds = "int8" if _rounds_to_8_bits(artifact) else artifact.precision
     limits = tolerance_for(artifact.target, rounds, dict(override or {}))
     if artifact.target == "coreml":
         from vitlet.export.inspect_coreml import inspect
@@ -241,7 +241,7 @@ def _check_one(
         warning = f"vitlet's kernels were not checked: {why}"
         return replace(plain, warnings=(*plain.warnings, warning))
     used = str(artifact.details.get("accelerate", artifact.precision))
-    if used == "int8" and rounds != "int8":  # no layer was faster so; mixers may round to bfloat16
+    if used == "int8" and rounds != "int8":  # nothing was faster so; mixers may round to bfloat16
         used = "bf16"
     limits = tolerance_for(artifact.target, used, dict(override or {}))
     fast = execute(path, artifact, truth, cases, limits, accelerate=True)
@@ -249,6 +249,13 @@ def _check_one(
         return replace(fast, warnings=tuple(dict.fromkeys((*plain.warnings, *fast.warnings))))
     reasons = tuple(f"without vitlet's kernels: {reason}" for reason in plain.reasons)
     return replace(plain, reasons=(*reasons, *fast.reasons))
+
+
+def _rounds_to_8_bits(artifact: Artifact) -> bool:
+    """Return whether a linear layer or a mixer of the file multiplies in 8 bits."""
+    chosen = artifact.details.get("accelerate_table", {}).get("chosen", {})
+    ways = {way for layers in chosen.values() for counts in layers.values() for way in counts}
+    return "Int8Linear" in artifact.custom_ops or any(way.startswith("int8") for way in ways)
 
 
 def _explain(

@@ -24,7 +24,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 MIXER_FORMATS: Mapping[str, tuple[str, ...]] = {
     "fp32": ("fp32",),
     "bf16": ("bf16", "fp32"),
-    "int8": ("bf16", "fp32"),
+    "int8": ("int8", "bf16", "fp32"),
 }
 
 
