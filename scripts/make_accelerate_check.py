@@ -27,9 +27,9 @@ def _layers() -> list[tuple[str, str, list[str], str, dict[str, Any]]]:
     """Return (output, operator, inputs, variant, attributes) of every call."""
     mixer = ["x", *(f"mixer_{name}" for name in OPERATORS["AdditiveTokenMixer"].inputs[1:])]
     calls: list[tuple[str, str, list[str], str, dict[str, Any]]] = [
-        (precision, "AdditiveTokenMixer", mixer, "",
+        (precision, "AdditiveTokenMixer", mixer, variant,
          {"channels": C, "precision": precision, "layout": "nchw"})
-        for precision in ("fp32", "bf16")
+        for precision, variant in (("fp32", ""), ("bf16", ""), ("int8", "int8"), ("shift", "shift"))
     ]  # fmt: skip
     both = "bias_and_residual_and_gelu"
     linear = ["last", "linear_weight", "linear_bias", "last"]
@@ -88,7 +88,7 @@ def make() -> onnx.ModelProto:
         functions[op, variant] = OPERATORS[op].function(variant, OPSET)
     shape = [2, C, HEIGHT, WIDTH]
     half = [2, (HEIGHT + 1) // 2, (WIDTH + 1) // 2, C]
-    first = {"fp32", "bf16", "attention"}
+    first = {"fp32", "bf16", "int8", "shift", "attention"}
     values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
     for output, *_ in calls:
         sizes = shape if output in first else half if output == "depthwise" else [2, *shape[2:], C]

@@ -131,7 +131,7 @@ def test_a_wrong_answer_fails_the_test(tmp_path: Path, monkeypatch: pytest.Monke
     model = onnx.load(str(MODEL))
     (bias,) = (t for t in model.graph.initializer if t.name == "mixer_proj_bias")
     # The kernel adds the bias; a definition that does not is another function.
-    (body,) = (f for f in model.functions if f.name == "AdditiveTokenMixer")
+    (body,) = (f for f in model.functions if (f.name, f.overload) == ("AdditiveTokenMixer", ""))
     (last,) = (node for node in body.node if "proj_bias" in node.input)
     del last.input[2]
     assert bias.dims == [20]

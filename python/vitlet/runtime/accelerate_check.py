@@ -10,8 +10,9 @@ import numpy as np
 
 # Output -> largest difference from the definition, relative to the largest magnitude.
 LIMITS = {
-    "fp32": 1e-4, "bf16": 2e-2, "linear_fp32": 1e-5, "linear_bf16": 2e-2, "int8_linear": 1e-5,
-    "shift_linear": 1e-5, "depthwise": 1e-5, "attention": 1e-2,
+    "fp32": 1e-4, "bf16": 2e-2, "int8": 1e-4, "shift": 1e-4, "linear_fp32": 1e-5,
+    "linear_bf16": 2e-2, "int8_linear": 1e-5, "shift_linear": 1e-5, "depthwise": 1e-5,
+    "attention": 1e-2,
 }  # fmt: skip
 
 
