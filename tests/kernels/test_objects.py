@@ -52,7 +52,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     build = folder / "build"
     configure = ["-S", str(folder), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
     for step in (configure, ["--build", str(build), "--parallel", "2"]):
-        subprocess.run(["cmake", *step], check=True, capture_output=True, timeout=600)
+        subprocess.run(["cmake", *step], check=True, capture_output=True, timeout=1800)
     found = sorted(build.rglob("*.simd.cpp.o"))
     kernels = [path.name + ".o" for path in KERNELS.glob("*.simd.cpp")]
     assert kernels
