@@ -59,7 +59,7 @@ bool agrees(const Case& c, std::size_t rows, bool with_bias, Activation activati
             bool misaligned) {
   std::vector<float> expected(rows * c.scale.size()), got(expected.size());
   const float* bias = with_bias ? c.bias.data() : nullptr;
-  reference::shift_linear(c.x.data(), rows, c.weight, bias, activation, expected.data());
+  reference::shift_linear(c.x.data(), rows, c.weight, bias, activation, nullptr, expected.data());
   std::vector<float> x(c.x.size() + misaligned);
   std::copy(c.x.begin(), c.x.end(), x.begin() + misaligned);
   const std::size_t bytes = cuda::shift_linear_workspace(rows, c.weight.inputs);
