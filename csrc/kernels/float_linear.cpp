@@ -82,6 +82,7 @@ std::size_t float_panel_bytes(FloatFormat format, std::size_t outputs, std::size
 void pack_float_weight(const float* weight, std::size_t outputs, std::size_t inputs,
                        std::size_t output_stride, std::size_t input_stride, FloatFormat format,
                        void* panels) {
+  if (outputs == 0 || inputs == 0) return;  // and perhaps no memory at all
   const std::size_t depth = float_depth(format, inputs);
   std::memset(panels, 0, float_panel_bytes(format, outputs, inputs));
   for (std::size_t n = 0; n < outputs; ++n) {
