@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "arguments.h"
 #include "bindings.h"
 #include "scratch.h"
 
@@ -21,38 +22,12 @@ constexpr const char* name = "additive_token_mixer";
 constexpr std::size_t max_channels = std::size_t{1} << 20;
 constexpr int max_threads = 256;
 
-[[noreturn]] void refuse(const std::string& expected, const std::string& got) {
-  throw std::invalid_argument(std::string("[") + name + "] expected " + expected + ", got " + got);
-}
-
-std::string show(const py::array& array) {
-  return py::str(array.attr("dtype")).cast<std::string>() + " " +
-         py::str(array.attr("shape")).cast<std::string>();
-}
-
-// Checks a contiguous float32 array of this shape and returns its numbers.
-const float* numbers(const py::array& array, const std::string& what,
-                     const std::vector<std::size_t>& shape) {
-  bool fits = py::isinstance<py::array_t<float>>(array) &&
-              static_cast<std::size_t>(array.ndim()) == shape.size() &&
-              (array.flags() & py::array::c_style) != 0;
-  for (std::size_t i = 0; fits && i < shape.size(); ++i)
-    fits = static_cast<std::size_t>(array.shape(static_cast<py::ssize_t>(i))) == shape[i];
-  if (!fits) {
-    std::string text;
-    for (std::size_t length : shape) text += (text.empty() ? "" : ", ") + std::to_string(length);
-    refuse(what + " as contiguous float32 (" + text + (shape.size() == 1 ? ",)" : ")"),
-           show(array));
-  }
-  return static_cast<const float*>(array.data());
-}
-
 MixerPrecision precision_from(const std::string& text) {
   if (text == "fp32") return MixerPrecision::fp32;
   if (text == "bf16") return MixerPrecision::bf16;
   if (text == "int8") return MixerPrecision::int8;
   if (text == "shift") return MixerPrecision::shift;
-  refuse("precision \"fp32\", \"bf16\", \"int8\" or \"shift\"", "\"" + text + "\"");
+  refuse(name, "precision \"fp32\", \"bf16\", \"int8\" or \"shift\"", "\"" + text + "\"");
 }
 
 std::size_t most_channels(MixerPrecision precision) {
@@ -71,12 +46,12 @@ Space allocate(std::size_t bytes) {
 MixerGate gate_from(const std::vector<py::array>& parts, const std::string& which,
                     std::size_t channels) {
   if (parts.size() != 4)
-    refuse("four arrays of " + which + " (taps, bias, point, channel)",
+    refuse(name, "four arrays of " + which + " (taps, bias, point, channel)",
            std::to_string(parts.size()));
-  return {numbers(parts[0], which + " taps", {channels, 3, 3}),
-          numbers(parts[1], which + " bias", {channels}),
-          numbers(parts[2], which + " point", {channels}),
-          numbers(parts[3], which + " channel", {channels, channels})};
+  return {numbers(name, parts[0], which + " taps", {channels, 3, 3}),
+          numbers(name, parts[1], which + " bias", {channels}),
+          numbers(name, parts[2], which + " point", {channels}),
+          numbers(name, parts[3], which + " channel", {channels, channels})};
 }
 
 py::array_t<float> pack(const py::array& qkv, const py::array& qkv_bias,
@@ -87,20 +62,20 @@ py::array_t<float> pack(const py::array& qkv, const py::array& qkv_bias,
   const auto channels = qkv.ndim() == 2 ? static_cast<std::size_t>(qkv.shape(1)) : 0;
   const std::size_t most = most_channels(chosen);
   if (channels < 1 || channels > most)
-    refuse("qkv of shape (3 C, C) with C of 1 to " + std::to_string(most), show(qkv));
+    refuse(name, "qkv of shape (3 C, C) with C of 1 to " + std::to_string(most), show(qkv));
   const MixerParameters parameters{channels,
-                                   numbers(qkv, "qkv", {3 * channels, channels}),
-                                   numbers(qkv_bias, "qkv_bias", {3 * channels}),
+                                   numbers(name, qkv, "qkv", {3 * channels, channels}),
+                                   numbers(name, qkv_bias, "qkv_bias", {3 * channels}),
                                    gate_from(gate_q, "gate_q", channels),
                                    gate_from(gate_k, "gate_k", channels),
-                                   numbers(dwc, "dwc", {channels, 3, 3}),
-                                   numbers(dwc_bias, "dwc_bias", {channels}),
-                                   numbers(proj, "proj", {channels, 3, 3}),
-                                   numbers(proj_bias, "proj_bias", {channels})};
+                                   numbers(name, dwc, "dwc", {channels, 3, 3}),
+                                   numbers(name, dwc_bias, "dwc_bias", {channels}),
+                                   numbers(name, proj, "proj", {channels, 3, 3}),
+                                   numbers(name, proj_bias, "proj_bias", {channels})};
   const std::size_t count = 3 * channels * channels;
   if (in_8_bits(chosen) && !std::all_of(parameters.qkv, parameters.qkv + count,
                                         [](float w) { return std::isfinite(w); }))
-    refuse("finite qkv, to round it", "an infinity or a NaN");
+    refuse(name, "finite qkv, to round it", "an infinity or a NaN");
   const std::size_t size = packed_mixer_size(channels, chosen);
   Space space = allocate(size * sizeof(float));
   float* to = static_cast<float*>(space.get());
@@ -118,19 +93,21 @@ py::array_t<float> mix(const py::array& x, const py::array& packed, std::size_t 
                        const std::string& isa) {
   const MixerPrecision chosen = precision_from(precision);
   if (layout != "nchw" && layout != "nhwc")
-    refuse("layout \"nchw\" or \"nhwc\"", "\"" + layout + "\"");
+    refuse(name, "layout \"nchw\" or \"nhwc\"", "\"" + layout + "\"");
   const std::size_t most = most_channels(chosen);
   if (channels < 1 || channels > most)
-    refuse("channels of 1 to " + std::to_string(most), std::to_string(channels));
-  if (threads < 1) refuse("threads of at least 1", std::to_string(threads));
-  const float* weights = numbers(packed, "packed weights", {packed_mixer_size(channels, chosen)});
+    refuse(name, "channels of 1 to " + std::to_string(most), std::to_string(channels));
+  if (threads < 1) refuse(name, "threads of at least 1", std::to_string(threads));
+  const float* weights =
+      numbers(name, packed, "packed weights", {packed_mixer_size(channels, chosen)});
   const bool planes = layout == "nchw";
   std::vector<std::size_t> shape(x.shape(), x.shape() + x.ndim());
   if (shape.size() != 4 || shape[planes ? 1 : 3] != channels)
-    refuse(planes ? "x of shape (B, " + std::to_string(channels) + ", H, W)"
+    refuse(name,
+           planes ? "x of shape (B, " + std::to_string(channels) + ", H, W)"
                   : "x of shape (B, H, W, " + std::to_string(channels) + ")",
            show(x));
-  const float* from = numbers(x, "x", shape);
+  const float* from = numbers(name, x, "x", shape);
   const MixerShape request{shape[0],
                            channels,
                            shape[planes ? 2 : 1],

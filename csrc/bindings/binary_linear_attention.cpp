@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "arguments.h"
 #include "bindings.h"
 #include "pack_bits.h"
 #include "scratch.h"
@@ -18,23 +19,6 @@ namespace {
 
 constexpr const char* name = "binary_linear_attention";
 constexpr int max_threads = 1024;
-
-[[noreturn]] void refuse(const char* op, const std::string& expected, const std::string& got) {
-  throw std::invalid_argument(std::string("[") + op + "] expected " + expected + ", got " + got);
-}
-
-using Shape = std::vector<py::ssize_t>;
-
-Shape shape_of(const py::array& array) {
-  return Shape(array.shape(), array.shape() + array.ndim());
-}
-
-std::string show(const Shape& shape) {
-  std::string text = "(";
-  for (std::size_t i = 0; i < shape.size(); ++i)
-    text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  return text + (shape.size() == 1 ? ",)" : ")");
-}
 
 template <typename T>
 void check_array(const char* op, const char* what, const char* type, const py::array& array) {

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "arguments.h"
 #include "bindings.h"
 #include "scratch.h"
 
@@ -16,47 +17,15 @@ namespace py = pybind11;
 namespace vitlet {
 namespace {
 
+constexpr const char* op = "depthwise_conv2d";
+
 constexpr int max_threads = 256;
 // Sides, kernels and paddings up to this; their products stay far from 64 bits.
 constexpr std::size_t max_side = std::size_t{1} << 24;
 
-[[noreturn]] void refuse(const std::string& expected, const std::string& got) {
-  throw std::invalid_argument("[depthwise_conv2d] expected " + expected + ", got " + got);
-}
-
-std::string show(const py::array& array) {
-  return py::str(array.attr("dtype")).cast<std::string>() + " " +
-         py::str(array.attr("shape")).cast<std::string>();
-}
-
-std::string show(const std::vector<std::size_t>& shape) {
-  std::string text;
-  for (std::size_t length : shape) text += (text.empty() ? "" : ", ") + std::to_string(length);
-  return "(" + text + (shape.size() == 1 ? ",)" : ")");
-}
-
-// Checks a contiguous float32 array of this shape and returns its numbers.
-const float* numbers(const py::array& array, const std::string& what,
-                     const std::vector<std::size_t>& shape) {
-  bool fits = py::isinstance<py::array_t<float>>(array) &&
-              static_cast<std::size_t>(array.ndim()) == shape.size() &&
-              (array.flags() & py::array::c_style) != 0;
-  for (std::size_t i = 0; fits && i < shape.size(); ++i)
-    fits = static_cast<std::size_t>(array.shape(static_cast<py::ssize_t>(i))) == shape[i];
-  if (!fits) refuse(what + " as contiguous float32 " + show(shape), show(array));
-  return static_cast<const float*>(array.data());
-}
-
-DepthwiseActivation activation_of(const std::string& name) {
-  if (name == "none") return DepthwiseActivation::none;
-  if (name == "gelu") return DepthwiseActivation::gelu;
-  if (name == "relu") return DepthwiseActivation::relu;
-  refuse("activation \"none\", \"gelu\" or \"relu\"", "\"" + name + "\"");
-}
-
 std::size_t side(const std::string& what, long long value, long long least) {
   if (value < least || value > static_cast<long long>(max_side))
-    refuse(what + " of " + std::to_string(least) + " to " + std::to_string(max_side),
+    refuse(op, what + " of " + std::to_string(least) + " to " + std::to_string(max_side),
            std::to_string(value));
   return static_cast<std::size_t>(value);
 }
@@ -64,9 +33,9 @@ std::size_t side(const std::string& what, long long value, long long least) {
 py::array_t<float> pack(const py::array& weight, const std::optional<py::array>& bias) {
   std::vector<std::size_t> shape(weight.shape(), weight.shape() + weight.ndim());
   if (shape.size() != 3 || shape[1] == 0 || shape[2] == 0)
-    refuse("weight of shape (outputs, kernel height, kernel width)", show(weight));
-  const float* from = numbers(weight, "weight", shape);
-  const float* shift = bias ? numbers(*bias, "bias", {shape[0]}) : nullptr;
+    refuse(op, "weight of shape (outputs, kernel height, kernel width)", show(weight));
+  const float* from = numbers(op, weight, "weight", shape);
+  const float* shift = bias ? numbers(op, *bias, "bias", {shape[0]}) : nullptr;
   py::array_t<float> packed(packed_depthwise_size(shape[0], shape[1], shape[2]));
   float* to = packed.mutable_data();
   {
@@ -82,12 +51,12 @@ py::array_t<float> convolve(const py::array& x, const py::array& packed, long lo
                             const std::optional<py::array>& residual, const std::string& layout,
                             int threads, const std::string& isa) {
   if (layout != "nhwc" && layout != "nchw")
-    refuse("layout \"nhwc\" or \"nchw\"", "\"" + layout + "\"");
+    refuse(op, "layout \"nhwc\" or \"nchw\"", "\"" + layout + "\"");
   const bool planes = layout == "nchw";
   std::vector<std::size_t> shape(x.shape(), x.shape() + x.ndim());
   if (shape.size() != 4)
-    refuse(planes ? "x of shape (B, C, H, W)" : "x of shape (B, H, W, C)", show(x));
-  const float* from = numbers(x, "x", shape);
+    refuse(op, planes ? "x of shape (B, C, H, W)" : "x of shape (B, H, W, C)", show(x));
+  const float* from = numbers(op, x, "x", shape);
   const DepthwiseShape request{shape[0],
                                shape[planes ? 1 : 3],
                                side("a height", static_cast<long long>(shape[planes ? 2 : 1]), 0),
@@ -101,22 +70,23 @@ py::array_t<float> convolve(const py::array& x, const py::array& packed, long lo
                                side("bottom padding", padding[2], 0),
                                side("right padding", padding[3], 0),
                                planes ? DepthwiseLayout::nchw : DepthwiseLayout::nhwc,
-                               activation_of(activation)};
+                               activation_of(op, activation)};
   const float* weights = numbers(
-      packed, "packed weights",
+      op, packed, "packed weights",
       {packed_depthwise_size(request.outputs(), request.kernel_height, request.kernel_width)});
   const std::size_t height = request.out_height(), width = request.out_width();
   if (height == 0 || width == 0)
-    refuse("a padded map of at least (" + std::to_string(kernel[0]) + ", " +
+    refuse(op,
+           "a padded map of at least (" + std::to_string(kernel[0]) + ", " +
                std::to_string(kernel[1]) + ")",
            "(" + std::to_string(request.height + request.top + request.bottom) + ", " +
                std::to_string(request.width + request.left + request.right) + ")");
-  if (threads < 1) refuse("threads of at least 1", std::to_string(threads));
+  if (threads < 1) refuse(op, "threads of at least 1", std::to_string(threads));
   threads = std::min(threads, max_threads);
   const std::vector<std::size_t> out_shape =
       planes ? std::vector<std::size_t>{shape[0], request.outputs(), height, width}
              : std::vector<std::size_t>{shape[0], height, width, request.outputs()};
-  const float* added = residual ? numbers(*residual, "residual", out_shape) : nullptr;
+  const float* added = residual ? numbers(op, *residual, "residual", out_shape) : nullptr;
   const bool plain = isa == "reference";
   const Isa instructions = plain ? Isa::baseline : choose_isa(isa);
   py::array_t<float> out(out_shape);

@@ -7,6 +7,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "arguments.h"
 #include "bindings.h"
 #include "scratch.h"
 #include "shift_linear.h"
@@ -16,23 +17,15 @@ namespace py = pybind11;
 namespace vitlet {
 namespace {
 
+constexpr const char* op = "linear";
+
 constexpr int most_threads = 256;
-
-[[noreturn]] void refuse(const std::string& expected, const std::string& got) {
-  throw std::invalid_argument("[linear] expected " + expected + ", got " + got);
-}
-
-std::string show(const py::array& array) {
-  return py::str(array.attr("dtype")).cast<std::string>() + " " +
-         py::str(array.attr("shape")).cast<std::string>() +
-         ((array.flags() & py::array::c_style) == 0 ? " with strides" : "");
-}
 
 template <typename T>
 const T* vector_of(const char* what, const char* dtype, const py::array& array, std::size_t size) {
   if (!py::isinstance<py::array_t<T>>(array) || array.ndim() != 1 ||
       static_cast<std::size_t>(array.size()) != size || (array.flags() & py::array::c_style) == 0)
-    refuse(std::string(what) + " as contiguous " + dtype + " (" + std::to_string(size) + ",)",
+    refuse(op, std::string(what) + " as contiguous " + dtype + " (" + std::to_string(size) + ",)",
            show(array));
   return static_cast<const T*>(array.data());
 }
@@ -40,7 +33,7 @@ const T* vector_of(const char* what, const char* dtype, const py::array& array, 
 const float* matrix_of(const char* what, const char* shape, const py::array& array) {
   if (!py::isinstance<py::array_t<float>>(array) || array.ndim() != 2 ||
       (array.flags() & py::array::c_style) == 0)
-    refuse(std::string(what) + " as contiguous float32 " + shape, show(array));
+    refuse(op, std::string(what) + " as contiguous float32 " + shape, show(array));
   return static_cast<const float*>(array.data());
 }
 
@@ -49,20 +42,12 @@ FloatFormat format_of(const std::string& name) {
   if (name == "bf16") return FloatFormat::bf16;
   if (name == "shift") return FloatFormat::shift;
   if (name == "wide") return FloatFormat::wide;
-  refuse("format \"fp32\", \"bf16\", \"shift\" or \"wide\"", "\"" + name + "\"");
-}
-
-Activation activation_of(const std::string& name) {
-  if (name == "none") return Activation::none;
-  if (name == "gelu") return Activation::gelu;
-  if (name == "relu") return Activation::relu;
-  if (name == "silu") return Activation::silu;
-  refuse("activation \"none\", \"gelu\", \"relu\" or \"silu\"", "\"" + name + "\"");
+  refuse(op, "format \"fp32\", \"bf16\", \"shift\" or \"wide\"", "\"" + name + "\"");
 }
 
 py::array_t<std::uint8_t> pack(const py::array& weight, const std::string& precision) {
   if (precision != "fp32" && precision != "bf16")
-    refuse("precision \"fp32\" or \"bf16\"", "\"" + precision + "\"");
+    refuse(op, "precision \"fp32\" or \"bf16\"", "\"" + precision + "\"");
   const float* from = matrix_of("weight", "(outputs, inputs)", weight);
   const auto outputs = static_cast<std::size_t>(weight.shape(0));
   const auto inputs = static_cast<std::size_t>(weight.shape(1));
@@ -87,14 +72,14 @@ py::array_t<float> linear(const py::array& x, const py::array& panels, std::size
   call.rows = static_cast<std::size_t>(x.shape(0));
   const auto inputs = static_cast<std::size_t>(x.shape(1));
   if (inputs > max_linear_inputs || outputs > max_linear_inputs)
-    refuse("at most " + std::to_string(max_linear_inputs) + " inputs and outputs",
+    refuse(op, "at most " + std::to_string(max_linear_inputs) + " inputs and outputs",
            std::to_string(std::max(inputs, outputs)));
   const FloatFormat kind = format_of(format);
   call.weight = {kind, outputs, inputs, nullptr, nullptr};
   call.weight.panels =
       vector_of<std::uint8_t>("panels", "uint8", panels, float_panel_bytes(kind, outputs, inputs));
   if (kind == FloatFormat::shift || kind == FloatFormat::wide) {
-    if (!scale) refuse("a scale", "none");
+    if (!scale) refuse(op, "a scale", "none");
     call.weight.scale = vector_of<float>("scale", "float32", *scale, outputs);
   }
   if (bias) call.bias = vector_of<float>("bias", "float32", *bias, outputs);
@@ -102,11 +87,12 @@ py::array_t<float> linear(const py::array& x, const py::array& panels, std::size
     call.residual = matrix_of("residual", "(rows, outputs)", *residual);
     if (residual->shape(0) != x.shape(0) || static_cast<std::size_t>(residual->shape(1)) != outputs)
       refuse(
+          op,
           "residual of shape (" + std::to_string(call.rows) + ", " + std::to_string(outputs) + ")",
           show(*residual));
   }
-  call.activation = activation_of(activation);
-  if (threads < 1) refuse("threads >= 1", std::to_string(threads));
+  call.activation = activation_of(op, activation);
+  if (threads < 1) refuse(op, "threads >= 1", std::to_string(threads));
   threads = std::min(threads, most_threads);
   const bool plain = isa == "reference";
   const Isa chosen = plain ? Isa::baseline : choose_isa(isa);

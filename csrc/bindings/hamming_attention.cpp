@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "arguments.h"
 #include "bindings.h"
 #include "pack_bits.h"
 #include "scratch.h"
@@ -14,32 +15,18 @@ namespace py = pybind11;
 namespace vitlet {
 namespace {
 
+constexpr const char* op = "hamming_attention";
+
 constexpr int max_threads = 1024;
-
-using Shape = std::vector<py::ssize_t>;
-
-[[noreturn]] void refuse(const std::string& expected, const std::string& got) {
-  throw std::invalid_argument("[hamming_attention] expected " + expected + ", got " + got);
-}
-
-Shape shape_of(const py::array& array) {
-  return Shape(array.shape(), array.shape() + array.ndim());
-}
-
-std::string show(const Shape& shape) {
-  std::string text = "(";
-  for (std::size_t i = 0; i < shape.size(); ++i)
-    text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  return text + (shape.size() == 1 ? ",)" : ")");
-}
 
 template <typename T>
 const T* data_of(const std::string& what, const char* type, const py::array& array) {
   if (!py::isinstance<py::array_t<T>>(array))
-    refuse(what + " of " + type, py::str(array.dtype()).cast<std::string>());
-  if ((array.flags() & py::array::c_style) == 0) refuse("a C-contiguous " + what, "a strided one");
+    refuse(op, what + " of " + type, py::str(array.dtype()).cast<std::string>());
+  if ((array.flags() & py::array::c_style) == 0)
+    refuse(op, "a C-contiguous " + what, "a strided one");
   if (reinterpret_cast<std::uintptr_t>(array.data()) % sizeof(T) != 0)
-    refuse("an aligned " + what, "a misaligned one");
+    refuse(op, "an aligned " + what, "a misaligned one");
   return static_cast<const T*>(array.data());
 }
 
@@ -50,17 +37,17 @@ py::array_t<float> attend(const py::array& q, const py::array& k, const py::arra
   const auto* keys = data_of<std::uint64_t>("k", "uint64", k);
   const auto* values = data_of<float>("v", "float32", v);
   const Shape shape = shape_of(v);
-  if (shape.size() != 4) refuse("v of shape (B, H, N, D)", show(shape));
+  if (shape.size() != 4) refuse(op, "v of shape (B, H, N, D)", show(shape));
   if (bits < 1 || bits > std::int64_t{max_hamming_bits})
-    refuse("1 to " + std::to_string(max_hamming_bits) + " bits", std::to_string(bits));
+    refuse(op, "1 to " + std::to_string(max_hamming_bits) + " bits", std::to_string(bits));
   const auto words = static_cast<py::ssize_t>(words_of(static_cast<std::size_t>(bits)));
   const Shape rows{shape[0], shape[1], shape[2], words};
-  if (shape_of(q) != rows) refuse("q of shape " + show(rows), show(shape_of(q)));
-  if (shape_of(k) != rows) refuse("k of shape " + show(rows), show(shape_of(k)));
+  if (shape_of(q) != rows) refuse(op, "q of shape " + show(rows), show(shape_of(q)));
+  if (shape_of(k) != rows) refuse(op, "k of shape " + show(rows), show(shape_of(k)));
   if (!(std::fabs(scale) <= double{std::numeric_limits<float>::max()}))
-    refuse("a finite float32 scale", py::str(py::float_(scale)).cast<std::string>());
+    refuse(op, "a finite float32 scale", py::str(py::float_(scale)).cast<std::string>());
   if (threads < 1 || threads > max_threads)
-    refuse("1 to " + std::to_string(max_threads) + " threads", std::to_string(threads));
+    refuse(op, "1 to " + std::to_string(max_threads) + " threads", std::to_string(threads));
   const bool plain = isa == "reference";
   const Isa chosen = plain ? Isa::baseline : choose_isa(isa);
   py::array_t<float> out(shape);

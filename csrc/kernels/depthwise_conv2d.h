@@ -1,12 +1,11 @@
 #pragma once
 #include <cstddef>
 
+#include "activation.h"
 #include "cpu.h"
 
 namespace vitlet {
 
-// gelu is the one with erf, within 4e-7 relative to max(|x|, 1).
-enum class DepthwiseActivation { none, gelu, relu };
 enum class DepthwiseLayout { nhwc, nchw };
 
 struct DepthwiseShape {
@@ -16,7 +15,7 @@ struct DepthwiseShape {
   std::size_t stride;                          // at least one, the same both ways
   std::size_t top, left, bottom, right;        // rows and columns of zeros around x
   DepthwiseLayout layout;
-  DepthwiseActivation activation;
+  Activation activation;
 
   std::size_t outputs() const { return channels * multiplier; }
   // Zero where the kernel does not fit.

@@ -28,9 +28,10 @@ void pack_depthwise(const float* weight, const float* bias, std::size_t outputs,
 namespace reference {
 namespace {
 
-double activate(DepthwiseActivation activation, double x) {
-  if (activation == DepthwiseActivation::gelu) return x / 2 * (1 + std::erf(x * std::sqrt(0.5)));
-  if (activation == DepthwiseActivation::relu) return x < 0 ? 0 : x;
+double activate(Activation activation, double x) {
+  if (activation == Activation::gelu) return x / 2 * (1 + std::erf(x * std::sqrt(0.5)));
+  if (activation == Activation::relu) return x < 0 ? 0 : x;
+  if (activation == Activation::silu) return x / (1 + std::exp(-x));
   return x;
 }
 

@@ -7,8 +7,8 @@
 // same cache sets however many channels there are. Rows outside the map are left out of the sum.
 #include "depthwise_conv2d.h"
 
+#include "float_activation.h"
 #include "float_simd.h"
-#include "gelu_simd.h"
 
 #define UNROLL _Pragma("GCC unroll 64")
 
@@ -207,13 +207,16 @@ void copy_row(const DepthwiseJob& job, const Scratch& scratch, Input& input, std
 
 // ---- results ----------------------------------------------------------------------------------
 
-void activate(DepthwiseActivation activation, float* values, std::size_t count) {
-  if (activation == DepthwiseActivation::gelu)
-    for (std::size_t i = 0; i < count; i += lanes_f32)
-      store_f32(values + i, gelu_f32(load_f32(values + i)));
-  else if (activation == DepthwiseActivation::relu)
-    for (std::size_t i = 0; i < count; i += lanes_f32)
-      store_f32(values + i, relu_f32(load_f32(values + i)));
+template <Activation activation>
+void activate_all(float* values, std::size_t count) {
+  for (std::size_t i = 0; i < count; i += lanes_f32)
+    store_f32(values + i, activate<activation>(load_f32(values + i)));
+}
+
+void activate(Activation activation, float* values, std::size_t count) {
+  if (activation == Activation::gelu) activate_all<Activation::gelu>(values, count);
+  if (activation == Activation::relu) activate_all<Activation::relu>(values, count);
+  if (activation == Activation::silu) activate_all<Activation::silu>(values, count);
 }
 
 void add(const float* from, std::size_t count, float* to) {
@@ -250,8 +253,8 @@ void convolve_unit(const DepthwiseJob& job, const Scratch& scratch, std::size_t 
   const std::size_t taps = s.kernel_height * s.kernel_width;
   const float* weights = job.packed + block * (taps + 1) * lanes;
   const bool planes = s.layout == DepthwiseLayout::nchw;
-  const bool direct = !planes && used == lanes && s.activation == DepthwiseActivation::none &&
-                      job.residual == nullptr;
+  const bool direct =
+      !planes && used == lanes && s.activation == Activation::none && job.residual == nullptr;
   ConvolveRow* convolve = row_kernel(s.kernel_width, s.stride);
   Input input{job.x + image * s.channels * s.height * s.width,
               first / s.multiplier,

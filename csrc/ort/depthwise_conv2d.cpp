@@ -11,13 +11,6 @@ namespace {
 
 constexpr const char* name = "DepthwiseConv2d";
 
-DepthwiseActivation activation_of(const std::string& text) {
-  if (text == "none") return DepthwiseActivation::none;
-  if (text == "gelu") return DepthwiseActivation::gelu;
-  if (text == "relu") return DepthwiseActivation::relu;
-  refuse(name, "activation \"none\", \"gelu\" or \"relu\"", "\"" + text + "\"");
-}
-
 struct Packed {
   Shape shape;  // of the weight: (outputs, 1, kernel height, kernel width)
   Buffer values;
@@ -41,7 +34,7 @@ class DepthwiseConv2d final : public Kernel {
  public:
   DepthwiseConv2d(const Info& info, int threads)
       : threads_(threads),
-        activation_(activation_of(info.text("activation", "none"))),
+        activation_(activation_of(name, info)),
         strides_(info.integers("strides", {1, 1})),
         pads_(info.integers("pads", {0, 0, 0, 0})) {
     if (strides_.size() != 2 || strides_[0] != strides_[1] || strides_[0] < 1)
@@ -89,7 +82,7 @@ class DepthwiseConv2d final : public Kernel {
 
  private:
   int threads_;
-  DepthwiseActivation activation_;
+  Activation activation_;
   std::vector<std::int64_t> strides_, pads_;
   std::optional<Packed> packed_;
   bool has_bias_ = false;  // whether it was packed too

@@ -71,7 +71,7 @@ std::size_t check_depthwise() {
         for (const auto& [height, width] : sizes)
           for (const std::size_t channels : {1, 11, 16, 37})
             for (const std::size_t multiplier : {1, 2}) {
-              const auto activation = static_cast<DepthwiseActivation>(checks % 3);
+              const auto activation = static_cast<Activation>(checks % 4);
               const DepthwiseShape shape{2,
                                          channels,
                                          height,

@@ -22,7 +22,12 @@ from vitlet.ops import DepthwiseWeight, depthwise_conv2d, pack_depthwise_weight
 Array = NDArray[np.float32]
 ISAS = ["reference", *_C.supported_isas()]
 TOLERANCE = 2e-6  # of max(1, the largest output): float32 sums of at most 49 products
-ACTIVATIONS: dict[str, Any] = {"none": lambda x: x, "gelu": F.gelu, "relu": torch.relu}
+ACTIVATIONS: dict[str, Any] = {
+    "none": lambda x: x,
+    "gelu": F.gelu,
+    "relu": torch.relu,
+    "silu": F.silu,
+}
 # (C, H, W, kernel, stride, multiplier): the models' kinds, and lanes - 1, lanes, lanes + 1, primes,
 # maps smaller than the kernel, long and thin, kernels without a fast loop.
 CASES = [
@@ -242,7 +247,7 @@ X = noise(1, 5, 6, 8)
         (X[:, :2], {}, ShapeError, r"padded map of at least \(3, 3\), got \(2, 6\)"),
         (X, {"residual": X}, ShapeError, r"residual as contiguous float32 \(1, 3, 4, 8\)"),
         (X, {"layout": "chwn"}, UsageError, 'layout "nhwc" or "nchw", got \'chwn\''),
-        (X, {"activation": "silu"}, UsageError, '"none", "gelu" or "relu", got "silu"'),
+        (X, {"activation": "tanh"}, UsageError, '"relu" or "silu", got "tanh"'),
         (X, {"stride": 0}, UsageError, "a stride of 1 to 16777216, got 0"),
         (X, {"stride": 1.5}, UsageError, "stride, padding and threads as integers"),
         (X, {"padding": (1, -1)}, UsageError, "left padding of 0 to 16777216, got -1"),

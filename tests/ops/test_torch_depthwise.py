@@ -117,8 +117,8 @@ def test_bad_input_is_named() -> None:
         convolve(x, weight, bias[:3], 1, [0, 0])
     with pytest.raises(ShapeError, match="padded map of at least"):
         convolve(x[:, :, :1], weight, None, 1, [0, 0])
-    with pytest.raises(UsageError, match="none or gelu or relu, got 'silu'"):
-        convolve(x, weight, bias, 1, [0, 0], "silu")
+    with pytest.raises(UsageError, match="none or gelu or relu or silu, got 'tanh'"):
+        convolve(x, weight, bias, 1, [0, 0], "tanh")
     for stride, padding in ((0, [0, 0]), (1, [0, 0, 0]), (1, [0, -1])):
         with pytest.raises(UsageError, match="a stride of at least 1 and padding"):
             convolve(x, weight, bias, stride, padding)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vitlet.errors import ShapeError, UsageError
 from vitlet.ops.native import extension
 
-Activation = Literal["none", "gelu", "relu"]
+Activation = Literal["none", "gelu", "relu", "silu"]
 Layout = Literal["nhwc", "nchw"]
 Array = NDArray[np.float32]
 
@@ -102,7 +102,7 @@ def depthwise_conv2d(
         stride: of both directions.
         padding: zeros around x: for all sides, (vertical, horizontal), or (top, left, bottom,
             right).
-        activation: "gelu" (the one with erf, within 4e-7), "relu" or "none".
+        activation: "gelu" (the one with erf, within 4e-7), "relu", "silu" or "none".
         residual: float32 of the result's shape, added after the activation.
         layout: of x, residual and the result.
         threads: at most so many, fewer when there is little to do. The result does not depend on

@@ -17,7 +17,7 @@ from vitlet.errors import ShapeError, UsageError
 
 __all__ = ["depthwise_conv2d", "depthwise_in_torch"]
 
-ACTIVATIONS = ("none", "gelu", "relu")
+ACTIVATIONS = ("none", "gelu", "relu", "silu")
 
 
 def depthwise_in_torch(
@@ -37,6 +37,8 @@ def depthwise_in_torch(
         y = F.conv2d(padded, weight, bias, stride, groups=x.shape[1])
     if activation == "gelu":
         return F.gelu(y)
+    if activation == "silu":
+        return F.silu(y)
     return y.relu() if activation == "relu" else y
 
 
@@ -57,7 +59,7 @@ def depthwise_conv2d(
         bias: (C * m,).
         stride: of both directions.
         padding: zeros around x, (vertical, horizontal) or (top, left, bottom, right).
-        activation: "none", "gelu" (the one with erf) or "relu".
+        activation: "none", "gelu" (the one with erf), "relu" or "silu".
 
     Returns:
         (B, C * m, H', W') of x's dtype, in x's memory order.
