@@ -16,31 +16,25 @@ from vitlet.export.functions.operator import Operator
 _GATES = ("q_conv_weight", "q_conv_bias", "q_point_weight", "q_pool_weight",
           "k_conv_weight", "k_conv_bias", "k_point_weight", "k_pool_weight")  # fmt: skip
 
-# SPLIT3 is spelled as the opset wants it.
+# The gates of a TOKEN, q or k.
+_GATE = """
+    TOKEN_conv = Conv <pads = [1, 1, 1, 1], group: int = @channels>
+        (TOKEN, TOKEN_conv_weight, TOKEN_conv_bias)
+    TOKEN_relu = Relu (TOKEN_conv)
+    TOKEN_point = Conv (TOKEN_relu, TOKEN_point_weight)
+    TOKEN_gate = Sigmoid (TOKEN_point)
+    TOKEN_gated = Mul (TOKEN, TOKEN_gate)
+    TOKEN_mean = GlobalAveragePool (TOKEN_gated)
+    TOKEN_pool = Conv (TOKEN_mean, TOKEN_pool_weight)
+    TOKEN_weights = Sigmoid (TOKEN_pool)
+    TOKEN_out = Mul (TOKEN_gated, TOKEN_weights)
+"""
+
+# SPLIT3 is spelled as the opset wants it; GATES are those of q and of k.
 _BODY = """
     qkv = Conv (pixels, weights, qkv_bias)
     q, k, v = SPLIT3 (qkv)
-
-    q_conv = Conv <pads = [1, 1, 1, 1], group: int = @channels> (q, q_conv_weight, q_conv_bias)
-    q_relu = Relu (q_conv)
-    q_point = Conv (q_relu, q_point_weight)
-    q_gate = Sigmoid (q_point)
-    q_gated = Mul (q, q_gate)
-    q_mean = GlobalAveragePool (q_gated)
-    q_pool = Conv (q_mean, q_pool_weight)
-    q_weights = Sigmoid (q_pool)
-    q_out = Mul (q_gated, q_weights)
-
-    k_conv = Conv <pads = [1, 1, 1, 1], group: int = @channels> (k, k_conv_weight, k_conv_bias)
-    k_relu = Relu (k_conv)
-    k_point = Conv (k_relu, k_point_weight)
-    k_gate = Sigmoid (k_point)
-    k_gated = Mul (k, k_gate)
-    k_mean = GlobalAveragePool (k_gated)
-    k_pool = Conv (k_mean, k_pool_weight)
-    k_weights = Sigmoid (k_pool)
-    k_out = Mul (k_gated, k_weights)
-
+    GATES
     sum = Add (q_out, k_out)
     context = Conv <pads = [1, 1, 1, 1], group: int = @channels> (sum, dwc_weight, dwc_bias)
     mixed = Mul (context, v)
@@ -117,7 +111,8 @@ def _parts(attributes: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _body(variant: frozenset[str], opset: int) -> str:
     split = "Split <axis = 1>" if opset < 18 else "Split <axis = 1, num_outputs = 3>"
-    body = _BODY.replace("SPLIT3", split)
+    gates = "".join(_GATE.replace("TOKEN", token) for token in "qk")
+    body = _BODY.replace("SPLIT3", split).replace("GATES", gates)
     if "nhwc" in variant:
         first, last = "Transpose <perm = [0, 3, 1, 2]>", "Transpose <perm = [0, 2, 3, 1]>"
     else:
