@@ -24,10 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,8 +32,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
+from _common import Ways, about, bound, fastest, in_turn, onnx_model, pin, ratio
 from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -52,36 +49,16 @@ LINEAR32 = ["ORT", "ORT, turned", "torch", "torch, turned"]
 LINEAR = [*LINEAR32, "bf16", "bf16, turned"]
 
 Array = NDArray[np.float32]
-Ways = dict[str, Callable[[], Any]]
 
 
 def by_onnxruntime(q: Array, k: Array, v: Array, *, turned: bool) -> Callable[[], Any]:
     """Two MatMul as a session with bound memory."""
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     k = np.ascontiguousarray(k.swapaxes(-1, -2)) if turned else k
+    helper = onnx.helper
     nodes = [] if turned else [helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 1, 3, 2])]
     nodes.append(helper.make_node("MatMul", ["k" if turned else "kt", "v"], ["kv"]))
     nodes.append(helper.make_node("MatMul", ["q", "kv"], ["y"]))
-    arrays = {"q": q, "k": k, "v": v, "y": np.empty_like(v)}
-    infos = {n: helper.make_tensor_value_info(n, kind, a.shape) for n, a in arrays.items()}
-    graph = helper.make_graph(nodes, "linear", [infos[n] for n in "qkv"], [infos["y"]])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    binding = session.io_binding()
-    values = {n: onnxruntime.OrtValue.ortvalue_from_numpy(a) for n, a in arrays.items()}
-    for name in "qkv":
-        binding.bind_ortvalue_input(name, values[name])
-    binding.bind_ortvalue_output("y", values["y"])
-
-    def run() -> Any:
-        session.run_with_iobinding(binding)
-        return values["y"]
-
-    return run
+    return bound(onnx_model(nodes, {"q": q, "k": k, "v": v}, ("y", v)), [q, k, v], v)
 
 
 def ways_of(x: Array, y: Array, v: Array) -> Ways:
@@ -125,37 +102,12 @@ def validate(ways: Ways, x: Array, y: Array, v: Array) -> dict[str, float]:
     return errors
 
 
-def measure(ways: Ways, seconds: float) -> dict[str, list[float]]:
-    """Time all ways in turn for about `seconds`, at least 15 rounds: microseconds of each round."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():
-        way()
-    end = time.monotonic() + seconds
-    while len(times["tables"]) < 15 or time.monotonic() < end:
-        for name, way in ways.items():
-            way()  # the others' data leave the cache
-            start = time.thread_time_ns()
-            way()
-            way()
-            times[name].append((time.thread_time_ns() - start) / 2e3)
-    return times
-
-
-def ratio(times: dict[str, list[float]], name: str, against: list[str]) -> float:
-    """How many times faster `name` is than the fastest of the others: the median over rounds."""
-    others = min((statistics.median(times[other]), other) for other in against)[1]
-    pairs = zip(times[others], times[name], strict=True)
-    return statistics.median(other / own for other, own in pairs)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each shape")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    torch.set_num_threads(1)
+    pin()
     print(f"instruction set {_C.active_isa()}; microseconds; heads x tokens x dim")
     print(
         f"{'shape':14}{'tables':>8}{'+ pack':>8}{'exact':>8}{'output':>8}{'ORT':>8}{'torch':>8}"
@@ -169,37 +121,36 @@ def main() -> None:
         )
         ways = ways_of(x, y, v)
         errors = validate(ways, x, y, v)
-        times = measure(ways, args.seconds)
+        times = in_turn(ways, args.seconds, least=15)
         middle = {name: statistics.median(values) for name, values in times.items()}
         sdpa = [name for name in ways if name.startswith("SDPA")]
         ratios = {
-            "tables": ratio(times, "tables", LINEAR),
-            "tables + pack": ratio(times, "tables + pack", LINEAR),
-            "exact": ratio(times, "exact", LINEAR32),
-            "tables, fp32": ratio(times, "tables", LINEAR32),
+            "tables": ratio(times, "tables", [fastest(times, LINEAR)]),
+            "tables + pack": ratio(times, "tables + pack", [fastest(times, LINEAR)]),
+            "exact": ratio(times, "exact", [fastest(times, LINEAR32)]),
+            "tables, fp32": ratio(times, "tables", [fastest(times, LINEAR32)]),
         }
         if sdpa:
-            ratios["SDPA fp32"] = ratio(times, "tables", ["SDPA torch"])
-            ratios["SDPA"] = ratio(times, "tables", sdpa)
+            ratios["SDPA fp32"] = ratio(times, "tables", [fastest(times, ["SDPA torch"])])
+            ratios["SDPA"] = ratio(times, "tables", [fastest(times, sdpa)])
         rows.append(
             {"heads": heads, "tokens": tokens, "dim": dim, "us": middle, "times_faster": ratios}
             | {"rounds": len(times["tables"]), "errors": errors}
         )
-        fastest = [
+        least = [
             min((middle[name] for name in ways if name.startswith(kind)), default=nan)
             for kind in ("ORT", "torch", "bf16", "SDPA")
         ]
         ours = [middle[name] for name in ("tables", "tables + pack", "exact", "output")]
         print(
-            f"{f'{heads} x {tokens} x {dim}':14}{''.join(f'{t:8.1f}' for t in ours + fastest)}   "
+            f"{f'{heads} x {tokens} x {dim}':14}{''.join(f'{t:8.1f}' for t in ours + least)}   "
             f"{ratios['tables']:.2f} (fp32: {ratios['tables, fp32']:.2f}), "
             f"{ratios['tables + pack']:.2f}; {ratios['exact']:.2f}; "
             f"{ratios.get('SDPA', nan):.0f} (fp32: {ratios.get('SDPA fp32', nan):.0f}); "
             f"{errors['tables']:.1e}"
         )
     if args.json:
-        host = {"machine": platform.machine(), "isa": _C.active_isa()}
-        args.json.write_text(json.dumps({"host": host, "rows": rows}, indent=1) + "\n", "utf-8")
+        args.json.write_text(json.dumps({"about": about(), "rows": rows}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -25,23 +25,19 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
-import os
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 import torch
+from _common import about, bound, geometric_mean, in_turn, pin, ratio
 from torch import nn
 
-from vitlet import _C, create_model, reparameterize
+from vitlet import create_model, reparameterize
 from vitlet.export.onnx import export_onnx
 from vitlet.export.trace import Graph
 from vitlet.ops import depthwise_conv2d, pack_depthwise_weight
@@ -112,25 +108,16 @@ def make(case: Case) -> nn.Sequential:
     return nn.Sequential(conv, *([nn.GELU()] if case.gelu else [])).eval()
 
 
-def session(
+def by_onnxruntime(
     layer: nn.Module, x: np.ndarray, out: np.ndarray, threads: int
-) -> tuple[Callable[[], Any], Any]:
-    """A call of the layer's file with bound arrays, and its output."""
+) -> Callable[[], Any]:
+    """A call of the layer's file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.onnx"
         given = TensorSpec("image", "float32", ("batch", *x.shape[1:]))
         made = TensorSpec("logits", "float32", ("batch", *out.shape[1:]))
         export_onnx(Graph("model", layer, (given,), (made,)), path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        runner = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    bound = onnxruntime.OrtValue.ortvalue_from_numpy(x)
-    result = onnxruntime.OrtValue.ortvalue_from_numpy(np.empty_like(out))
-    binding = runner.io_binding()
-    binding.bind_ortvalue_input(runner.get_inputs()[0].name, bound)
-    binding.bind_ortvalue_output(runner.get_outputs()[0].name, result)
-    return (lambda keep=bound: runner.run_with_iobinding(binding)), result
+        return bound(path, [x], out, threads)
 
 
 def ways(case: Case, threads: int) -> dict[str, Callable[[], Any]]:
@@ -162,14 +149,12 @@ def ways(case: Case, threads: int) -> dict[str, Callable[[], Any]]:
     expected = check(found["nhwc"]().transpose(0, 3, 1, 2))
     found["nchw"] = partial(depthwise_conv2d, x, weight, layout="nchw", **options)
     check(found["nchw"]())
-    found[ORT], result = session(layer, x, expected, threads)
-    found[ORT]()
-    check(result.numpy())
+    found[ORT] = by_onnxruntime(layer, x, expected, threads)
+    check(found[ORT]().numpy())
     if expected.shape == x.shape:
         four = nn.Sequential(*(copy.deepcopy(layer) for _ in range(4)))
-        found[ORT_OF_FOUR], result = session(four, x, expected, threads)
-        found[ORT_OF_FOUR]()
-        check(result.numpy(), repeat=4)
+        found[ORT_OF_FOUR] = by_onnxruntime(four, x, expected, threads)
+        check(found[ORT_OF_FOUR]().numpy(), repeat=4)
     given = torch.from_numpy(x).to(memory_format=torch.channels_last)
     found["torch"] = partial(layer.to(memory_format=torch.channels_last), given)
     check(found["torch"]().numpy())
@@ -179,27 +164,11 @@ def ways(case: Case, threads: int) -> dict[str, Callable[[], Any]]:
 def measure(
     calls: dict[str, Callable[[], Any]], seconds: float, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """Time every way in turn until `seconds` have passed, and at least nine times."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[ORT]) < 9:
-        for name, call in calls.items():
-            call()  # the others' data leave the cache
-            begin = clock()
-            call()
-            call()
-            times[name].append((clock() - begin) / (8 if name == ORT_OF_FOUR else 2))
+    """Time every way in turn; of the chain of four layers one is a quarter."""
+    times = in_turn(calls, seconds, clock)
+    if ORT_OF_FOUR in times:
+        times[ORT_OF_FOUR] = [time / 4 for time in times[ORT_OF_FOUR]]
     return times
-
-
-def ratio(times: dict[str, list[float]], name: str) -> float:
-    peers = zip(*(times[peer] for peer in (ORT, ORT_OF_FOUR) if peer in times), strict=True)
-    best = [min(each) for each in peers]
-    return statistics.median(t / own for t, own in zip(best, times[name], strict=True))
-
-
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
 @torch.inference_mode()
@@ -209,17 +178,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))[-args.threads :]
-        os.sched_setaffinity(0, set(cores))
-    torch.set_num_threads(args.threads)
-    clock = time.thread_time if args.threads == 1 else time.perf_counter
+    clock = pin(args.threads)
     in_models = {name: cases_of(name) for name in MODELS}
     results: dict[str, Any] = {}
     for case in dict.fromkeys(case for cases in in_models.values() for case in cases):
         times = measure(ways(case, args.threads), args.seconds, clock)
-        micro = {way: 1e6 * statistics.median(t) for way, t in times.items()}
-        ratios = {way: ratio(times, way) for way in OURS}
+        micro = {way: statistics.median(t) for way, t in times.items()}
+        peers = [peer for peer in (ORT, ORT_OF_FOUR) if peer in times]
+        ratios = {way: ratio(times, way, peers) for way in OURS}
         counts = {name: cases[case] for name, cases in in_models.items() if case in cases}
         results[str(case)] = {"microseconds": micro, "x ONNX Runtime": ratios, "layers": counts}
         print(f"{case!s:26}  {'  '.join(f'{way} {t:.0f}' for way, t in micro.items())}")
@@ -232,14 +198,8 @@ def main() -> None:
             f"x{min(each.values()):.2f}, slower than ONNX Runtime at {', '.join(slower) or 'none'}"
         )
     if args.json:
-        about = {
-            "isa": _C.active_isa(),
-            "machine": platform.machine(),
-            "onnxruntime": onnxruntime.__version__,
-            "torch": torch.__version__,
-            "threads": args.threads,
-        }
-        args.json.write_text(json.dumps({"about": about, "shapes": results}, indent=1) + "\n")
+        figures = {"about": about(threads=args.threads), "shapes": results}
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,18 +20,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
+from _common import Ways, about, bound, fastest, in_turn, onnx_model, pin, ratio
 from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -45,7 +42,6 @@ TOLERANCE = {"packed": 1e-5, "+ pack": 1e-5, "ORT": 1e-5, "torch": 1e-5, "bf16":
 OTHERS = ["ORT", "torch", "bf16"]
 
 Array = NDArray[np.float32]
-Ways = dict[str, Callable[[], Any]]
 
 
 def by_onnxruntime(q: Array, k: Array, v: Array) -> Callable[[], Any]:
@@ -59,27 +55,8 @@ def by_onnxruntime(q: Array, k: Array, v: Array) -> Callable[[], Any]:
         helper.make_node("MatMul", ["weights", "v"], ["y"]),
     ]
     scale = helper.make_tensor("scale", kind, [], [q.shape[-1] ** -0.5])
-    arrays = {"q": q, "k": k, "v": v, "y": np.empty_like(v)}
-    infos = {n: helper.make_tensor_value_info(n, kind, a.shape) for n, a in arrays.items()}
-    inputs, outputs = [infos[n] for n in "qkv"], [infos["y"]]
-    graph = helper.make_graph(nodes, "softmax", inputs, outputs, initializer=[scale])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    binding = session.io_binding()
-    values = {n: onnxruntime.OrtValue.ortvalue_from_numpy(a) for n, a in arrays.items()}
-    for name in "qkv":
-        binding.bind_ortvalue_input(name, values[name])
-    binding.bind_ortvalue_output("y", values["y"])
-
-    def run() -> Any:
-        session.run_with_iobinding(binding)
-        return values["y"]
-
-    return run
+    model = onnx_model(nodes, {"q": q, "k": k, "v": v}, ("y", v), [scale])
+    return bound(model, [q, k, v], v)
 
 
 def ways_of(x: Array, y: Array, v: Array) -> Ways:
@@ -113,28 +90,12 @@ def validate(ways: Ways, x: Array, y: Array, v: Array) -> dict[str, float]:
     return errors
 
 
-def measure(ways: Ways, seconds: float) -> dict[str, list[float]]:
-    """Time all ways in turn for about `seconds`, at least 15 rounds: microseconds of each round."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    end = time.monotonic() + seconds
-    while len(times["packed"]) < 15 or time.monotonic() < end:
-        for name, way in ways.items():
-            way()  # the others' data leave the cache
-            start = time.thread_time_ns()
-            way()
-            way()
-            times[name].append((time.thread_time_ns() - start) / 2e3)
-    return times
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each shape")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    torch.set_num_threads(1)
+    pin()
     print(f"instruction set {_C.active_isa()}; microseconds; heads x tokens x dim")
     rows = []
     for heads, tokens, dim in SHAPES:
@@ -146,13 +107,10 @@ def main() -> None:
         if not rows:
             print(f"{'shape':14}{''.join(f'{name:>9}' for name in ways)}   packed, + pack x best")
         errors = validate(ways, x, y, v)
-        times = measure(ways, args.seconds)
+        times = in_turn(ways, args.seconds, least=15)
         middle = {name: statistics.median(values) for name, values in times.items()}
-        best = min(OTHERS, key=middle.__getitem__)
-        ratios = {
-            name: statistics.median(b / o for b, o in zip(times[best], times[name], strict=True))
-            for name in ("packed", "+ pack")
-        }
+        best = fastest(times, OTHERS)
+        ratios = {name: ratio(times, name, [best]) for name in ("packed", "+ pack")}
         rows.append(
             {"heads": heads, "tokens": tokens, "dim": dim, "us": middle, "times_faster": ratios}
             | {"best": best, "rounds": len(times["packed"]), "errors": errors}
@@ -162,8 +120,7 @@ def main() -> None:
             f"{ratios['packed']:.2f}, {ratios['+ pack']:.2f} ({best})"
         )
     if args.json:
-        host = {"machine": platform.machine(), "isa": _C.active_isa()}
-        args.json.write_text(json.dumps({"host": host, "rows": rows}, indent=1) + "\n", "utf-8")
+        args.json.write_text(json.dumps({"about": about(), "rows": rows}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from _common import about, geometric_mean, ratio
 from onnx import TensorProto, helper, numpy_helper
 
 from vitlet import _C
@@ -260,15 +261,6 @@ def measure(calls: dict[str, Call], seconds: float, clock: Call, cold: bool) -> 
     return times
 
 
-def ratio(times: dict[str, list[float]], name: str, peers: list[str]) -> float:
-    rounds = zip(times[name], *(times[peer] for peer in peers), strict=True)
-    return statistics.median(min(others) / own for own, *others in rounds)
-
-
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(statistics.fmean(math.log(value) for value in values))
-
-
 def second_thread(seconds: float) -> None:
     for m, k, n in LARGE:
         one, two = (our_ways(noise(m, k), noise(n, k), noise(n), t) for t in (1, 2))
@@ -330,14 +322,9 @@ def main() -> None:
                 text += f"; with GELU x{geometric_mean(values):.2f} ({min(values):.2f})"
             print(f"    {name}: {text}")
     if args.json:
-        about = {
-            "isa": _C.active_isa(),
-            "machine": platform.machine(),
-            "onnxruntime": onnxruntime.__version__,
-            "torch": torch.__version__,
-            "peaks": peak,
-        }
-        args.json.write_text(json.dumps({"about": about, "layers": results}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"about": about(peaks=peak), "layers": results}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

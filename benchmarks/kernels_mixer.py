@@ -23,12 +23,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
-import os
-import platform
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -36,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
+from _common import about, bound, geometric_mean, in_turn, pin, ratio
 
-from vitlet import _C, reparameterize
+from vitlet import reparameterize
 from vitlet.export.onnx import export_onnx
 from vitlet.export.trace import Graph
 from vitlet.layers import AdditiveTokenMixer
@@ -70,20 +66,6 @@ def made_up(dim: int) -> AdditiveTokenMixer:
     powers = pack_shift_weight(weight.detach()[:, :, 0, 0].numpy()).dequantize()
     weight.data = torch.from_numpy(powers).view_as(weight)
     return module
-
-
-def session(path: Path, x: np.ndarray, threads: int) -> tuple[Callable[[], Any], Any]:
-    """A call of the file with bound arrays, and its output."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    runner = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    result = onnxruntime.OrtValue.ortvalue_from_numpy(np.empty_like(x))
-    binding = runner.io_binding()
-    given = onnxruntime.OrtValue.ortvalue_from_numpy(x)
-    binding.bind_ortvalue_input(runner.get_inputs()[0].name, given)
-    binding.bind_ortvalue_output(runner.get_outputs()[0].name, result)
-    return (lambda keep=given: runner.run_with_iobinding(binding)), result
 
 
 def onnx_files(module: AdditiveTokenMixer, x: np.ndarray, folder: Path) -> dict[str, Path]:
@@ -122,41 +104,13 @@ def ways(dim: int, side: int, threads: int, folder: Path) -> dict[str, Callable[
         check(call().transpose(0, 3, 1, 2) if nhwc else call(), precision)
         found[name] = call
     for name, path in onnx_files(module, x, folder).items():
-        call, result = session(path, x, threads)
-        call()
-        check(result.numpy(), "fp32")
-        found[name] = call
+        found[name] = bound(path, [x], x, threads)
+        check(found[name]().numpy(), "fp32")
     folded = reparameterize(module).to(memory_format=torch.channels_last)
     given = torch.from_numpy(x).to(memory_format=torch.channels_last)
     found["torch"] = partial(folded, given)
     found["torch bf16"] = partial(copy.deepcopy(folded).bfloat16(), given.bfloat16())
     return found
-
-
-def measure(
-    calls: dict[str, Callable[[], Any]], seconds: float, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Time every way in turn until `seconds` have passed, and at least nine times."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[ORT]) < 9:
-        for name, call in calls.items():
-            call()  # the others' data leave the cache
-            begin = clock()
-            call()
-            call()
-            times[name].append((clock() - begin) / 2)
-    return times
-
-
-def ratio(times: dict[str, list[float]], name: str) -> float:
-    peers = zip(times[ORT], times[ORT_PLAIN], strict=True)
-    best = [min(pair) for pair in peers]
-    return statistics.median(t / own for t, own in zip(best, times[name], strict=True))
-
-
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
 @torch.inference_mode()
@@ -166,19 +120,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))[-args.threads :]
-        os.sched_setaffinity(0, set(cores))
-    torch.set_num_threads(args.threads)
-    clock = time.thread_time if args.threads == 1 else time.perf_counter
+    clock = pin(args.threads)
     results = {}
     for dim, side in SHAPES:
         with tempfile.TemporaryDirectory() as folder:
             calls = ways(dim, side, args.threads, Path(folder))
-        times = measure(calls, args.seconds, clock)
+        times = in_turn(calls, args.seconds, clock)
         name = f"{dim} @ {side}x{side}"
-        micro = {way: 1e6 * statistics.median(t) for way, t in times.items()}
-        ratios = {way: ratio(times, way) for way in OURS}
+        micro = {way: statistics.median(t) for way, t in times.items()}
+        ratios = {way: ratio(times, way, [ORT, ORT_PLAIN]) for way in OURS}
         results[name] = {"microseconds": micro, "x ONNX Runtime": ratios}
         columns = [f"{way} {micro[way]:.0f}" for way in micro]
         print(f"{name:12}  {'  '.join(columns)}")
@@ -187,14 +137,8 @@ def main() -> None:
         each = [row["x ONNX Runtime"][way] for row in results.values()]
         print(f"{way}: geometric mean x{geometric_mean(each):.2f}, least x{min(each):.2f}")
     if args.json:
-        about = {
-            "isa": _C.active_isa(),
-            "machine": platform.machine(),
-            "onnxruntime": onnxruntime.__version__,
-            "torch": torch.__version__,
-            "threads": args.threads,
-        }
-        args.json.write_text(json.dumps({"about": about, "shapes": results}, indent=1) + "\n")
+        figures = {"about": about(threads=args.threads), "shapes": results}
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,8 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,11 +35,11 @@ os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 import tvm
+from _common import Ways, about, bound, in_turn, onnx_model, pin, ratio
 from kernels_binary import by_onnxruntime
-from kernels_mixer import made_up, session
+from kernels_mixer import made_up
 
 from vitlet import _C, ops, reparameterize
 from vitlet.export.onnx import export_onnx
@@ -59,7 +57,6 @@ MIXERS = [(48, 56), (112, 14), (220, 7)]  # channels, side
 LINEARS = [(49, 384, 1536), (196, 384, 1536)]  # rows, inputs, outputs
 ATTENTIONS = [(4, 784, 32), (1, 784, 64)]  # heads, tokens, dim
 TIR, EXTERN, CPP, ORT = "TIR", "extern", "C++", "ORT"
-Ways = dict[str, Callable[[], Any]]
 
 MACHINE = find_machine()
 TILE = tile_for(MACHINE.cpu_features)
@@ -112,8 +109,8 @@ def mixer_ways(dim: int, side: int, folder: Path) -> Ways:
     specs = TensorSpec("image", "float32", shape), TensorSpec("logits", "float32", shape)
     graph = Graph("model", reparameterize(module), specs[:1], specs[1:])
     export_onnx(graph, folder / "mixer.onnx")
-    ways[ORT], bound = session(folder / "mixer.onnx", x, 1)
-    results = run_all(ways, {TIR: outs[0], EXTERN: outs[1], ORT: bound})
+    ways[ORT] = bound(folder / "mixer.onnx", [x], x)
+    results = run_all(ways, {TIR: outs[0], EXTERN: outs[1]})
     for name, got in results.items():
         check(f"mixer {name}", got, expected, 2e-5)
     return ways
@@ -143,29 +140,10 @@ def linear_ways(rows: int, inputs: int, outputs: int, _folder: Path) -> Ways:
 
 
 def product_by_onnxruntime(x: np.ndarray, weight: np.ndarray) -> Callable[[], Any]:
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     y = np.empty((len(x), weight.shape[1]), np.float32)
-    infos = [helper.make_tensor_value_info(n, kind, a.shape) for n, a in (("x", x), ("y", y))]
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])], "product", infos[:1], infos[1:],
-        [onnx.numpy_helper.from_array(weight, "w")],
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    runner = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    binding = runner.io_binding()
-    given, result = (onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in (x, y))
-    binding.bind_ortvalue_input("x", given)
-    binding.bind_ortvalue_output("y", result)
-
-    def run(_keep: Any = given) -> Any:
-        runner.run_with_iobinding(binding)
-        return result
-
-    return run
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])]
+    constants = [onnx.numpy_helper.from_array(weight, "w")]
+    return bound(onnx_model(nodes, {"x": x}, ("y", y), constants), [x], y)
 
 
 def attention_ways(heads: int, tokens: int, dim: int, _folder: Path) -> Ways:
@@ -206,33 +184,13 @@ def run_all(ways: Ways, written: dict[str, Any]) -> dict[str, np.ndarray]:
     return results
 
 
-def measure(ways: Ways, seconds: float) -> dict[str, list[float]]:
-    """Time all ways in turn for about `seconds`, at least 15 rounds: microseconds of each round."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    end = time.monotonic() + seconds
-    while len(times[TIR]) < 15 or time.monotonic() < end:
-        for name, way in ways.items():
-            way()  # the others' data leave the cache
-            start = time.thread_time_ns()
-            way()
-            way()
-            times[name].append((time.thread_time_ns() - start) / 2e3)
-    return times
-
-
-def ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
-    return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
-
-
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each shape")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    torch.set_num_threads(1)
+    pin()
     cases: list[tuple[str, Callable[[Path], Ways]]] = []
     cases += [(f"mixer {c} @ {s}x{s}", partial(mixer_ways, c, s)) for c, s in MIXERS]
     for kind, make, sizes in (
@@ -246,10 +204,10 @@ def main() -> None:
     for name, make in cases:
         with tempfile.TemporaryDirectory() as folder:
             ways = make(Path(folder))
-            times = measure(ways, args.seconds)
+            times = in_turn(ways, args.seconds, least=15)
         middle = {way: statistics.median(values) for way, values in times.items()}
         pairs = ((ORT, TIR), (ORT, EXTERN), (EXTERN, CPP), (TIR, CPP))
-        ratios = {f"{a}/{b}": ratio(times, a, b) for a, b in pairs}
+        ratios = {f"{a}/{b}": ratio(times, b, [a]) for a, b in pairs}
         rows.append({"case": name, "us": middle, "ratios": ratios, "rounds": len(times[TIR])})
         figures = zip(ratios.values(), (10, 12, 12, 9), strict=True)
         print(
@@ -258,9 +216,8 @@ def main() -> None:
             flush=True,
         )
     if args.json:
-        about = {"machine": platform.machine(), "isa": _C.active_isa(), "tvm": tvm.__version__}
-        about |= {"cpu": MACHINE.cpu, "onnxruntime": onnxruntime.__version__}
-        args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", "utf-8")
+        facts = about(tvm=tvm.__version__, cpu=MACHINE.cpu)
+        args.json.write_text(json.dumps({"about": facts, "rows": rows}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
