@@ -37,7 +37,18 @@ _HOMES = {
     "verify": "vitlet.export.verify",
     "load": "vitlet.runtime.session",
 }
-_PACKAGES = ("apps", "compress", "data", "errors", "export", "layers", "models", "ops", "runtime")
+_PACKAGES = (
+    "apps",
+    "compress",
+    "data",
+    "errors",
+    "export",
+    "layers",
+    "models",
+    "ops",
+    "partition",
+    "runtime",
+)
 
 
 def __getattr__(name: str) -> Any:

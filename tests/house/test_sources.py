@@ -12,7 +12,7 @@ from pathlib import Path
 import vitlet
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("python", "export", "apps", "csrc", "tests", "benchmarks", "scripts", "docs")
+FOLDERS = ("python", "export", "partition", "apps", "csrc", "tests", "benchmarks", "scripts", "docs")
 # A reason for each file over the ceiling.
 LONG_FILES: dict[str, str] = {}
 
@@ -74,7 +74,7 @@ def test_no_path_of_one_machine_is_written_down() -> None:
 
 
 def test_top_level_packages_are_links_inside_the_package() -> None:
-    for name in ("export", "apps"):
+    for name in ("export", "partition", "apps"):
         link = ROOT / "python" / "vitlet" / name
         assert link.is_symlink()
         assert link.readlink() == Path("../..") / name

@@ -35,9 +35,15 @@ def check_package() -> None:
     home = Path(vitlet.__file__).resolve().parent
     check("site-packages" in home.parts, f"imported from {home}")
     check(Path(_C.__file__).parent == home, "the extension lies in the package")
-    for name in ("py.typed", "_C.pyi", "export/__init__.py", "apps/cli.py"):
+    for name in (
+        "py.typed",
+        "_C.pyi",
+        "export/__init__.py",
+        "partition/__init__.py",
+        "apps/cli.py",
+    ):
         check((home / name).is_file(), f"{name} is there")
-    for name in ("export", "apps"):
+    for name in ("export", "partition", "apps"):
         check(not (home / name).is_symlink(), f"{name} is a folder")
     check(len(vitlet.list_models()) >= 15, f"{len(vitlet.list_models())} models listed")
 

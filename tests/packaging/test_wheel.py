@@ -57,7 +57,7 @@ def test_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None:
     expected = {
         f"{prefix}{path.relative_to(folder).as_posix()}"
         for prefix, folder in [
-            ("", package), ("export/", ROOT / "export"), ("apps/", ROOT / "apps")
+            ("", package), *((f"{name}/", ROOT / name) for name in ("export", "partition", "apps"))
         ]
         for path in folder.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
