@@ -200,7 +200,7 @@ class FakeTransport:
                 network.send(node.name, me, len(reply), arrive)
 
             def finish() -> None:
-                network.send(node.name, me, 0, one_less)
+                network.send(node.name, me, 1, one_less)
 
             name = key if "*" not in key else pattern
             if not node.closed:
