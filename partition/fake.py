@@ -166,7 +166,13 @@ class FakeTransport:
         return self._keep(self._served, (key, on_query))
 
     def query(
-        self, key: str, payload: bytes, timeout: float, on_reply: OnReply, on_done: OnDone
+        self,
+        key: str,
+        payload: bytes,
+        timeout: float,
+        on_reply: OnReply,
+        on_done: OnDone,
+        lane: str = "",
     ) -> Handle:
         """Ask whoever serves a key."""
         network, me = self.network, self.name

@@ -78,7 +78,13 @@ class Transport(Protocol):
         ...
 
     def query(
-        self, key: str, payload: bytes, timeout: float, on_reply: OnReply, on_done: OnDone
+        self,
+        key: str,
+        payload: bytes,
+        timeout: float,
+        on_reply: OnReply,
+        on_done: OnDone,
+        lane: str = "",
     ) -> Handle:
         """Ask whoever serves a key.
 
@@ -89,6 +95,8 @@ class Transport(Protocol):
             on_reply: called for each reply.
             on_done: called once, after the last reply: everybody asked has answered or is gone,
                 or the time is up, or the handle was closed.
+            lane: queries of one lane are sent in order; a lane whose peer takes nothing does not
+                hold up the others.
         """
         ...
 

@@ -1,6 +1,6 @@
 """A fast fuzz of the frame reader: mutants of real frames, half of them with a right checksum.
 
-python tests/partition/fuzz_frames.py --frames 1000000
+python tests/fuzz_frames.py --frames 1000000
 """
 
 from __future__ import annotations
