@@ -189,7 +189,7 @@ class Worker:
             query.close()
 
     def _on_request(self, query: Query) -> None:
-        """Read a request and put it in the queue, or say why not; runs on the transport's thread."""
+        """Read a request and queue it, or say why not; runs on the transport's thread."""
         arrived = self._clock.now()
         try:
             request, array = decode(query.payload)
