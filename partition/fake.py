@@ -84,6 +84,10 @@ class FakeNetwork:
         """Set how messages go from `source` to `target`; see `Link`."""
         self._links[source, target] = Link(**how)  # type: ignore[arg-type]
 
+    def how(self, source: str, target: str) -> Link:
+        """Return how messages go from `source` to `target`."""
+        return Link() if source == target else self._links.get((source, target), Link())
+
     def cut(self, name: str) -> None:
         """Pull a device's cable: nothing arrives, and after the lease everybody knows."""
         for other in [*self.nodes]:
@@ -101,9 +105,7 @@ class FakeNetwork:
         """Let a message arrive, once, twice or never; one of 0 bytes, presence, is never lost."""
         self.messages += 1
         self.bytes += size
-        link = self._links.get((source, target), Link())
-        if source == target:
-            link = Link()
+        link = self.how(source, target)
         if not link.up or (size and self._random.random() < link.loss):
             return
         start = self.clock.now()
@@ -206,7 +208,12 @@ class FakeTransport:
                 network.send(node.name, me, len(reply), arrive)
 
             def finish() -> None:
-                network.send(node.name, me, 1, one_less)
+                # It may be lost, but it does not overtake the replies before it.
+                def arrive() -> None:
+                    late = network.how(node.name, me).jitter
+                    network.clock.call_at(network.clock.now() + late, one_less)
+
+                network.send(node.name, me, 1, arrive)
 
             name = key if "*" not in key else pattern
             if not node.closed:

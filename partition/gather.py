@@ -262,7 +262,7 @@ class Gather:
                 self._desk.count("hedges")
                 self._ask(slot)
                 return
-            if waiting and not any(a.member.misses for a in waiting):
+            if waiting:
                 # Perhaps the message was lost: ask the same worker again.
                 self._desk.count("resends")
                 member = waiting[-1].member

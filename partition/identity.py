@@ -166,6 +166,18 @@ def check_signature(identity: Identity, certificate: str, signature: str, conten
     return name
 
 
+def load_roster(folder: Path) -> Roster:
+    """Read the roster of a folder, checked against the cluster's certificate beside it.
+
+    Raises:
+        UsageError, CorruptInputError: a file is missing, or the roster is not signed by it.
+    """
+    from cryptography import x509
+
+    ca = x509.load_pem_x509_certificate(_read(folder, CA))
+    return _roster(_read(folder, ROSTER), ca, folder)
+
+
 def roster_text(roster: Roster, signature: str) -> str:
     """Return the content of `roster.json`."""
     return json.dumps({"content": asdict(roster), "signature": signature}, indent=1) + "\n"
