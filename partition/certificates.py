@@ -117,9 +117,12 @@ def issue(
     _write(member / CA, (folder / CA).read_bytes())
     _write(member / CERTIFICATE, _pem(certificate))
     _write(member / KEY, _key_pem(key), private=True)
-    side = "coordinators" if coordinator else "workers"
-    names = {side: (*getattr(roster, side), common)}
-    _sign_roster(folder, replace(roster, number=roster.number + 1, **names))
+    roster = replace(roster, number=roster.number + 1)
+    if coordinator:
+        roster = replace(roster, coordinators=(*roster.coordinators, common))
+    else:
+        roster = replace(roster, workers=(*roster.workers, common))
+    _sign_roster(folder, roster)
     return member
 
 
@@ -225,6 +228,7 @@ def _certificate(
         )
     )
     if names:
+        purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = builder.add_extension(
             x509.SubjectAlternativeName([x509.DNSName(text) for text in names]), critical=False
         ).add_extension(
