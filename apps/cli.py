@@ -24,7 +24,10 @@ def build() -> typer.Typer:
     from vitlet.apps.verbs.inspect import inspect
     from vitlet.apps.verbs.models import models
     from vitlet.apps.verbs.predict import predict
+    from vitlet.apps.verbs.run import run
+    from vitlet.apps.verbs.status import status
     from vitlet.apps.verbs.verify import verify
+    from vitlet.apps.verbs.worker import worker
 
     app, command = new_app()
     command("models", "Look around")(models)
@@ -36,6 +39,9 @@ def build() -> typer.Typer:
     command("bench", "Run and measure")(bench)
     command("predict", "Run and measure")(predict)
     command("demo", "Run and measure")(demo)
+    command("worker", "Several devices")(worker)
+    command("run", "Several devices")(run)
+    command("status", "Several devices")(status)
     return app
 
 

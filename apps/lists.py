@@ -6,6 +6,9 @@ import re
 
 from vitlet.errors import UsageError
 
+_BYTES = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
+}  # fmt: skip
 _UNITS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0}
 
 
@@ -48,4 +51,17 @@ def duration(text: str, option: str) -> float:
     value = float(match[1]) * _UNITS[match[2]] if match else 0.0
     if value <= 0:
         raise UsageError(f"{option} takes a time such as 10s, 500ms or 2m, got {text!r}")
+    return value
+
+
+def byte_count(text: str, option: str) -> int:
+    """Return a size such as "256 MB" or "1.5GiB" in bytes.
+
+    Raises:
+        UsageError: not a size, or none at all.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?i?B)", text.strip(), re.IGNORECASE)
+    value = int(float(match[1]) * _BYTES.get(match[2].lower(), 0)) if match else 0
+    if value <= 0:
+        raise UsageError(f'{option} takes a size such as "256 MB" or 1GiB, got {text!r}')
     return value

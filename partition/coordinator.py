@@ -27,10 +27,10 @@ from vitlet.partition.counts import Counts, Latencies
 from vitlet.partition.frame import PLAN_BYTES, Body, Frame, FrameError, Kind, decode, encode
 from vitlet.partition.gather import Attempt, Gather, Policy
 from vitlet.partition.identity import Identity
-from vitlet.partition.jobs import Jobs, ThreadJobs
 from vitlet.partition.members import Member, Members
 from vitlet.partition.placer import Placer
 from vitlet.partition.plan import Plan
+from vitlet.partition.threads import Jobs, ThreadJobs
 from vitlet.partition.topics import Topics, check_name
 from vitlet.partition.transport import Transport
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from vitlet.errors import VitletError
 from vitlet.partition.clock import Clock
 from vitlet.partition.identity import Identity
-from vitlet.partition.jobs import Jobs
 from vitlet.partition.members import Members
 from vitlet.partition.placement import Placing, place
 from vitlet.partition.plan import Plan
 from vitlet.partition.push import Conversation, prove, steps
+from vitlet.partition.threads import Jobs
 from vitlet.partition.topics import Topics
 from vitlet.partition.transport import Transport
 

@@ -14,8 +14,8 @@ from vitlet.errors import DeadlineError, VitletError
 from vitlet.partition.control import Message, RemoteError, pack, unpack
 from vitlet.partition.frame import FrameError
 from vitlet.partition.identity import CERTIFICATE, Identity, canonical, sign
-from vitlet.partition.jobs import Jobs
 from vitlet.partition.plan import Plan
+from vitlet.partition.threads import Jobs
 from vitlet.partition.transport import Transport
 from vitlet.runtime.manifest import MANIFEST
 

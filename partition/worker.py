@@ -28,9 +28,9 @@ from vitlet.partition.frame import VERSION, Body, Code, Frame, FrameError, Kind,
 from vitlet.partition.frame import encode as encode_frame
 from vitlet.partition.holdings import Holdings
 from vitlet.partition.identity import Identity
-from vitlet.partition.jobs import Jobs, ThreadJobs
 from vitlet.partition.orders import Orders
 from vitlet.partition.replay import Seen
+from vitlet.partition.threads import Jobs, ThreadJobs
 from vitlet.partition.topics import Topics, check_name
 from vitlet.partition.transport import Handle, Query, Transport
 

@@ -14,8 +14,8 @@ from vitlet.partition.answer import Answer
 from vitlet.partition.coordinator import Coordinator
 from vitlet.partition.fake import FakeNetwork
 from vitlet.partition.gather import Policy
-from vitlet.partition.jobs import DirectJobs
 from vitlet.partition.plan import Plan
+from vitlet.partition.threads import DirectJobs
 from vitlet.partition.worker import Worker
 
 

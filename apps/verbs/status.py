@@ -1,0 +1,80 @@
+"""`vitlet status`: who is in the cluster, and how they are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from vitlet.apps.joining import Cluster, Connect, InsecureLan, Keys, Listen, Scout
+from vitlet.apps.options import Json, NoProgress, Quiet, Verbose
+from vitlet.apps.output import Output, columns
+
+
+def status(
+    wait: Annotated[
+        str, typer.Option("--wait", metavar="TIME", help="That workers have to answer.")
+    ] = "2s",
+    cluster: Cluster = None,
+    listen: Listen = None,
+    connect: Connect = None,
+    keys: Keys = None,
+    scout: Scout = "",
+    insecure_lan: InsecureLan = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Show the workers of a cluster."""
+    from vitlet.apps.joining import joining, open_transport
+    from vitlet.apps.lists import duration
+    from vitlet.errors import DeadlineError
+    from vitlet.partition.survey import survey
+    from vitlet.partition.topics import Topics
+
+    with Output(json, quiet, verbose, not no_progress) as out:
+        seconds = duration(wait, "--wait")
+        joined = joining(cluster, listen, connect, keys, scout, insecure_lan, coordinator=True)
+        transport = open_transport(joined, coordinator=True)
+        try:
+            with out.progress("ask the workers"):
+                workers = survey(transport, Topics(joined.cluster), seconds)
+            unreachable = transport.links().unreachable
+        finally:
+            transport.close()
+        for address, reason in unreachable.items():
+            out.warn(f"{address}: {reason}")
+        result = {"cluster": joined.cluster, "workers": workers, "unreachable": unreachable}
+        out.result(result, lambda: _show(out, workers))
+        if not workers:
+            raise DeadlineError(
+                f"no worker of the cluster {joined.cluster} answered within {wait}: start "
+                "`vitlet worker` on each device"
+            )
+
+
+def _show(out: Output, workers: list[dict[str, Any]]) -> None:
+    from vitlet.apps.units import size
+
+    rows = []
+    for worker in workers:
+        if worker.get("silent"):
+            rows.append((worker["device"], "silent", "", "", "", "", ""))
+            continue
+        memory, counts = worker["memory"], worker["counts"]
+        heat = worker["temperature"]
+        rows.append(
+            (
+                worker["device"],
+                ", ".join(str(slot["slot"]) for slot in worker["slots"]) or "none",
+                f"{size(memory['taken'])} of {size(memory['budget'])}",
+                worker["queue"],
+                f"{worker['latency']['p50_ms']:.1f} ms",
+                counts.get("answered", 0),
+                "" if heat is None else f"{heat:.0f} °C",
+            )
+        )
+    heads = ("worker", "slots", "memory", ">queue", ">computes", ">answered", ">heat")
+    if rows:
+        out.print(columns(heads, rows))
