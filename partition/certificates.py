@@ -232,9 +232,7 @@ def _certificate(
         builder = builder.add_extension(
             x509.SubjectAlternativeName([x509.DNSName(text) for text in names]), critical=False
         ).add_extension(
-            x509.ExtendedKeyUsage(
-                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-            ),
+            x509.ExtendedKeyUsage(purposes),
             critical=False,
         )
     return builder.sign(issuer_key, hashes.SHA256())

@@ -212,7 +212,7 @@ def settings(network: Network) -> dict[str, Any]:
         "mode": "peer",
         "listen/endpoints": list(network.listen),
         "connect/endpoints": list(network.connect),
-        "connect/timeout_ms": 0,
+        "connect/timeout_ms": -1,  # go on trying
         "connect/exit_on_failure": False,
         "connect/retry": {
             "period_init_ms": int(RETRY[0] * 1000),

@@ -59,6 +59,7 @@ def issue(
 ) -> None:
     """Make a device's certificate."""
     from vitlet.partition import certificates
+    from vitlet.partition.identity import ROSTER
 
     with Output(json, quiet, verbose, not no_progress) as out:
         member = certificates.issue(folder, name, coordinator=coordinator, days=days)
@@ -67,7 +68,7 @@ def issue(
         rows = [("name", name), ("role", side), ("copy", member)]
         out.result(result, lambda: out.print(facts(rows)))
         out.log(
-            f"copy {member} to {name}, and {folder / certificates.ROSTER} to the devices that have "
+            f"copy {member} to {name}, and {folder / ROSTER} to the devices that have "
             "theirs; then restart them"
         )
         verb = "run PLAN IMAGES" if coordinator else "worker"
@@ -84,6 +85,7 @@ def revoke(
 ) -> None:
     """Take a device off the roster; its certificate is refused from then on."""
     from vitlet.partition import certificates
+    from vitlet.partition.identity import ROSTER
 
     with Output(json, quiet, verbose, not no_progress) as out:
         common = certificates.revoke(folder, name)
@@ -91,6 +93,4 @@ def revoke(
         result = {"revoked": common, "members": members}
         rows = [*members.items()]
         out.result(result, lambda: out.print(columns(("member", "role"), rows)))
-        out.log(
-            f"revoked {common}: copy {folder / certificates.ROSTER} to every device and restart it"
-        )
+        out.log(f"revoked {common}: copy {folder / ROSTER} to every device and restart it")

@@ -180,12 +180,12 @@ def test_an_encrypted_cluster_answers_and_signs_its_plan(
     assert lines.count(accepted) >= 3
 
 
-def refused(closing, light, tmp_path, keys, network) -> tuple[Coordinator, list[str]]:
+def refused(closing, light, tmp_path, keys, network) -> dict[str, str]:
     """A cluster in which one worker may not take part: it must not be seen."""
     port = network.connect[0]
     desk = Network(listen=(port,), identity=load_identity(keys / "members" / "desk"))
     good = Network(connect=(port,), identity=load_identity(keys / "members" / "alpha"))
-    coordinator, lines = start(closing, light, tmp_path, [desk, good])
+    coordinator, _ = start(closing, light, tmp_path, [desk, good])
     assert until(lambda: coordinator.members.all())
     transport = closing(ZenohTransport(network))
     transport.announce(coordinator.topics.live("beta", 7))
