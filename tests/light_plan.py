@@ -96,7 +96,8 @@ def _features(random: np.random.Generator, shape: Shape, width: int) -> onnx.Gra
     sizes = [shape.channels * shape.side**2, *[shape.hidden] * shape.depth, width]
     nodes = [helper.make_node("Flatten", ["image"], ["x0"])]
     weights = []
-    for layer, (rows, columns) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for layer in range(shape.depth + 1):
+        rows, columns = sizes[layer : layer + 2]
         weights.append(_array(random, f"w{layer}", (rows, columns), 2 / np.sqrt(rows)))
         nodes.append(helper.make_node("MatMul", [f"x{layer}", f"w{layer}"], [f"y{layer}"]))
         last = layer == shape.depth
