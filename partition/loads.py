@@ -39,15 +39,16 @@ class Violation:
 
     Attributes:
         slot: its index.
-        bound: "memory" or "budget" of `device`, or "devices": all that it fits are taken.
+        bound: "memory" or "budget" of `device`; "devices": all that it fits are taken; "total":
+            bytes of all sub-models together; "time": until the last feature is there.
         device: the one that comes nearest.
         needed: bytes, or the budget's unit; of "devices" the number of sub-models.
         available: likewise.
-        unit: "bytes", "flops", "joules" or "devices".
+        unit: "bytes", "flops", "joules", "seconds" or "devices".
     """
 
     slot: int
-    bound: Literal["memory", "budget", "devices"]
+    bound: Literal["memory", "budget", "devices", "total", "time"]
     device: str
     needed: float
     available: float
@@ -60,6 +61,16 @@ class Violation:
                 'prune more, or let devices hold several sub-models with "makespan"'
             )
         need, have = amount(self.needed, self.unit), amount(self.available, self.unit)
+        if self.bound == "total":
+            return (
+                f"the sub-models together have {need} of parameters, the limit is {have}: prune "
+                "more, or raise the total size"
+            )
+        if self.bound == "time":
+            return (
+                f"the last feature is there after {need} (from {self.device}), the limit is "
+                f"{have}: prune more, take a faster device, or allow more time"
+            )
         return (
             f"slot {self.slot} needs {need}, and {self.device}, which comes nearest, has {have} "
             f"left of its {self.bound}: prune it more, or raise the {self.bound} by "
@@ -141,8 +152,8 @@ def nearest_violation(load: Load, left: Sequence[Device]) -> Violation:
 
 def amount(value: float, unit: str) -> str:
     """Return a number with its unit, as people read it: "12.3 MB", "2.5 GFLOP", "0.04 J"."""
-    if unit == "joules":
-        return f"{value:.3g} J"
+    if unit in ("joules", "seconds"):
+        return f"{value:.3g} J" if unit == "joules" else f"{1e3 * value:.3g} ms"
     powers = ((9, "G"), (6, "M"), (3, "k"), (0, ""))
     power, letter = next((p for p in powers if abs(value) >= 10 ** p[0]), powers[-1])
     return f"{value / 10**power:.3g} {letter}" + {"bytes": "B", "flops": "FLOP"}.get(unit, "")
