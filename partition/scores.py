@@ -53,7 +53,10 @@ def unit_scores(model: DeiT, images: Tensor, kind: Kind, *, group: int = 16) -> 
     if kind == "hidden":
         return estimate
     (single,) = estimate
-    members = [part.tolist() for part in torch.arange(len(single)).split(group)]
+    size = max(1, min(group, len(single) // 2))  # a group of all channels cannot be left out
+    members = [part.tolist() for part in torch.arange(len(single)).split(size)]
+    if len(members) == 1:
+        return estimate
     exact = group_scores(model, images, members)
     scaled = single.clone()
     for chosen, whole in zip(members, exact.tolist(), strict=True):

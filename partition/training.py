@@ -1,8 +1,8 @@
 """One training run: seeded, stopped at any time, and resumed to the same weights bit for bit.
 
-Nothing random outlives an epoch: its order and its augmentation come from a generator seeded by the
-run's seed and the epoch's number, and the learning rate is a function of the step. So the state of a
-run is the weights, their moving average and the optimizer's moments after a whole epoch.
+Nothing random outlives an epoch: its order and its augmentation come from a generator seeded by
+the run's seed and the epoch's number, and the learning rate is a function of the step. So the state
+of a run is the weights, their moving average and the optimizer's moments after a whole epoch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Pictures with the class of each: what sub-models are trained, fused and judged on (no torch).
 
-Three sources: arrays in memory, a folder with one folder of image files per class, and the idx files
-of Fashion-MNIST (Xiao et al., 2017) as Debian's package ``dataset-fashion-mnist`` installs them.
+Three sources: arrays in memory, a folder with one folder of image files per class, and the idx
+files of Fashion-MNIST (Xiao et al., 2017) as Debian's package ``dataset-fashion-mnist`` installs
+them.
 """
 
 from __future__ import annotations
