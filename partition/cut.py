@@ -14,31 +14,7 @@ from torch import Tensor, nn
 
 from vitlet.errors import UsageError
 from vitlet.models.deit import Attention, Block, DeiT, Mlp
-
-
-@dataclass(frozen=True)
-class Widths:
-    """The sizes of a plain ViT whose blocks may differ.
-
-    Attributes:
-        dim: channels of the residual stream.
-        head_dim: channels of one head.
-        heads: heads of each block.
-        hidden: hidden units of each block's MLP.
-    """
-
-    dim: int
-    head_dim: int
-    heads: tuple[int, ...]
-    hidden: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.heads) != len(self.hidden):
-            raise UsageError(
-                f"expected heads and hidden of as many blocks, got {self.heads} and {self.hidden}"
-            )
-        if min((self.dim, self.head_dim, *self.heads, *self.hidden)) < 1:
-            raise UsageError(f"every width must be at least 1, got {self}")
+from vitlet.partition.widths import Widths
 
 
 @dataclass(frozen=True)

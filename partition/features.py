@@ -39,7 +39,7 @@ def _class_token_only(block: Block, tokens: Tensor) -> Tensor:
     weight, bias = attention.qkv.weight, attention.qkv.bias
     q = F.linear(normed[:, :1], weight[:width], bias[:width]) * attention.scale
     k, v = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
-    b = len(tokens)
+    b = tokens.shape[0]
     heads = attention.heads
     q, k, v = (part.reshape(b, -1, heads, width // heads).transpose(1, 2) for part in (q, k, v))
     mixed = F.softmax(q @ k.transpose(-2, -1), dim=-1) @ v

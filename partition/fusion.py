@@ -194,12 +194,3 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
             low = left
     return round(float(torch.tensor((low + high) / 2).exp()), 6)
 
-
-def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Return the expected calibration error: mean gap of confidence and accuracy over equal bins."""
-    confidence, said = probabilities.max(-1)
-    right = (said == labels).double()
-    which = (confidence * bins).long().clamp(max=bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64)
-    gap.index_add_(0, which, confidence.double() - right)
-    return float(gap.abs().sum() / len(labels))

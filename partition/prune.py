@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vitlet.checkpoint import load_state_dict
 from vitlet.errors import UsageError
 from vitlet.models.deit import DeiT
-from vitlet.partition.cut import Kept, Widths, build, widths_of
+from vitlet.partition.cut import Kept, build, widths_of
 from vitlet.partition.pictures import Pictures
 from vitlet.partition.scores import Kind, best, magnitude_scores, unit_scores
 from vitlet.partition.student import Distillation, Lessons, Student, new_student
@@ -33,6 +33,7 @@ from vitlet.partition.training import (
     seeded,
     train,
 )
+from vitlet.partition.widths import Widths
 
 Ranking = Literal["class-wise", "uniform", "magnitude", "scratch"]
 _STAGES: tuple[Kind, ...] = ("channels", "heads", "hidden")
