@@ -102,7 +102,7 @@ def save_trained(trained: TrainedSplit, widths: tuple[Widths, ...], work: Path) 
         "labels": list(trained.labels),
         "preprocess": trained.preprocess.to_json(),
         "classes": [list(part) for part in trained.classes],
-        "outputs": [int(model.head.weight.shape[0]) for model in trained.submodels],
+        "outputs": [len(model.state_dict()["head.bias"]) for model in trained.submodels],
         "widths": [width.to_json() for width in widths],
         "temperature": trained.temperature,
         "facts": trained.facts,
