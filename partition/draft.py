@@ -165,7 +165,7 @@ class Draft:
         try:
             return cls(
                 model=dict(data["model"]),
-                geometry=Geometry(**data["geometry"]),
+                geometry=Geometry.from_json(data["geometry"]),
                 preprocess=Preprocess.from_json(data["preprocess"]),
                 labels=tuple(data["labels"]),
                 devices=parse_devices(data["devices"], DRAFT),

@@ -53,6 +53,16 @@ class Geometry:
         return (self.img_size // self.patch_size) ** 2 + 1
 
     @classmethod
+    def from_json(cls, data: Any) -> Geometry:
+        """Read back `dataclasses.asdict`.
+
+        Raises:
+            UsageError: a field is missing, unknown or senseless.
+        """
+        data = only(data, cls.__dataclass_fields__, "geometry")
+        return cls(**{key: whole(data, key, "geometry", least=1) for key in data})
+
+    @classmethod
     def of(cls, model: Any) -> Geometry:
         """Read the shape of a model.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from vitlet.models.deit import DeiT
 from vitlet.partition.devices import Device
 from vitlet.partition.draft import DRAFT, Choices, read_draft
 from vitlet.partition.evaluate import evaluate
+from vitlet.partition.fusion import FusionTask
 from vitlet.partition.loads import InfeasibleError
 from vitlet.partition.plan import Plan, load_plan
 from vitlet.partition.split import (
@@ -37,10 +39,12 @@ from vitlet.partition.split import (
 from vitlet.partition.train import Settings
 from vitlet.partition.training import Recipe
 from vitlet.partition.widths import Geometry, cost, keep_heads
+from vitlet.partition.work import load_trained, save_full
 
 SHORT = Settings(
     short=Recipe(epochs=1, batch=50, lr=2e-3),
     long=Recipe(epochs=3, batch=50, lr=2e-3, average=0.9),
+    fusion=FusionTask(Recipe(epochs=20, batch=50, lr=3e-3, average=0.9)),
 )
 DEVICES = tuple(Device(name, 10_000_000, 1e9) for name in ("one", "two", "three"))
 
@@ -81,7 +85,9 @@ def test_predicted_sizes_are_those_of_the_files(made: tuple[Plan, Path], full: D
         assert small.bytes <= slot.bytes < small.bytes + 20_000  # the graph besides the weights
 
 
-def test_what_is_finished_is_not_made_again(made: tuple[Plan, Path], data: LabelledImages) -> None:
+def test_what_is_finished_is_not_made_again(
+    made: tuple[Plan, Path], full: DeiT, data: LabelledImages
+) -> None:
     plan, folder = made
     before = {p: p.stat().st_mtime_ns for p in (folder / "work").glob("slot-*/**/*") if p.is_file()}
     epochs: list[Any] = []
@@ -89,20 +95,23 @@ def test_what_is_finished_is_not_made_again(made: tuple[Plan, Path], data: Label
     assert not epochs
     after = {p: p.stat().st_mtime_ns for p in (folder / "work").glob("slot-*/**/*") if p.is_file()}
     assert before == after
-    again = export_planned(folder / "work", folder / "again")
-    assert [slot.sha256 for slot in again.slots] == [slot.sha256 for slot in plan.slots]
-    assert again.fusion.sha256 == plan.fusion.sha256
+    again = load_trained(read_draft(folder / "work"), full, folder / "work")
+    assert again.temperature == plan.temperature
 
 
 def test_other_devices_need_no_new_training(
-    made: tuple[Plan, Path], full: DeiT, data: LabelledImages
+    made: tuple[Plan, Path], full: DeiT, data: LabelledImages, tmp_path: Path
 ) -> None:
-    plan, folder = made
+    _, folder = made
+    shutil.copytree(folder / "work", tmp_path / "work")
     others = [Device(f"new-{j}", 10_000_000, 2e9) for j in range(3)]
-    plan_split(full, data, others, folder / "work", choices=Choices(keep=2))
-    moved = export_planned(folder / "work", folder / "moved")
-    assert {slot.primary for slot in moved.slots} == {"new-0", "new-1", "new-2"}
-    assert [slot.sha256 for slot in moved.slots] == [slot.sha256 for slot in plan.slots]
+    plan_split(full, data, others, tmp_path / "work", choices=Choices(keep=2))
+    draft = read_draft(tmp_path / "work")
+    assert {place.devices[0] for place in draft.placements} == {"new-0", "new-1", "new-2"}
+    load_trained(draft, full, tmp_path / "work")
+    shutil.rmtree(tmp_path / "work" / "trained")
+    with pytest.raises(UsageError, match="planned and not trained"):
+        load_trained(draft, full, tmp_path / "work")
 
 
 def test_another_split_in_the_same_folder_is_refused(
@@ -215,8 +224,6 @@ def test_other_data_than_planned_are_refused(
 def test_a_changed_full_model_is_noticed(full: DeiT, data: LabelledImages, tmp_path: Path) -> None:
     plan_split(full, data, DEVICES, tmp_path)
     other = _another(full)
-    from vitlet.partition.work import save_full
-
     save_full(other, tmp_path)
     with pytest.raises(CheckpointError, match="changed after the split was planned"):
         train_planned(tmp_path, data)
