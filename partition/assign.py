@@ -150,20 +150,17 @@ def _why(
     if len(able) == 1:
         return f"{head}, this one alone"
     if strategy == "greedy":
-        before = [
-            k for k in range(len(loads)) if (-loads[k].macs, k) < (-load.macs, loads.index(load))
+        best = preference(device, j)
+        taken = [
+            devices[k].name
+            for k in place
+            if preference(devices[k], k) > best and fits(load, devices[k])
         ]
-        better = [
-            devices[place[k]].name
-            for k in before
-            if preference(devices[place[k]], place[k]) > preference(device, j)
-            and fits(load, devices[place[k]])
-        ]
-        kind = "no budget, so the fastest free one" if device.budget is None else "most energy left"
-        after = f" after {', '.join(better)} went to what costs more" if better else ""
-        return (
-            f"{head}, this one had the {kind}{after}" if device.budget else f"{head}, {kind}{after}"
-        )
+        kind = "the fastest free one" if device.budget is None else "the one with most energy left"
+        if not taken:
+            return f"{head}, this is {kind}"
+        more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+        return f"{head}, this is {kind} ({taken[0]}{more} went to what costs as much or more)"
     return f"{head}; {_compared(load, j, loads, devices, place, received)}"
 
 

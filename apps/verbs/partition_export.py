@@ -40,7 +40,7 @@ def export(
         read_draft(work)
         for package, extra in (("torch", "torch"), ("onnx", "onnx"), ("onnxruntime", "runtime")):
             require(package, extra=extra, why="compile a plan")
-        from vitlet.partition.split import export_planned
+        from vitlet.partition.splitting import export_planned
 
         made = export_planned(work, output, random=untrained, force=force, progress=out.progress)
         full = made.model["bytes"]

@@ -180,7 +180,7 @@ def plan(
         pictures = None if data is None else partitioning.read_pictures(data, "train")
         with out.progress(f"build {model}"):
             module = full.build()
-        from vitlet.partition.split import plan_split
+        from vitlet.partition.splitting import plan_split
         from vitlet.partition.widths import Geometry
 
         count = Geometry.of(module).classes

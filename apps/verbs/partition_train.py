@@ -69,7 +69,7 @@ def train(
         if ray is not None:
             require("ray", extra="ray", why="train on a cluster")
         from vitlet.partition.fusion import FusionTask
-        from vitlet.partition.split import check_data, train_planned
+        from vitlet.partition.splitting import check_data, train_planned
         from vitlet.partition.train import Settings
         from vitlet.partition.training import Recipe
 

@@ -29,7 +29,7 @@ from vitlet.partition.evaluate import evaluate
 from vitlet.partition.fusion import FusionTask
 from vitlet.partition.loads import InfeasibleError
 from vitlet.partition.plan import Plan, load_plan
-from vitlet.partition.split import (
+from vitlet.partition.splitting import (
     class_means,
     export_planned,
     plan_split,
