@@ -25,6 +25,7 @@ def run_jobs(
     work: Path,
     *,
     jobs: int = 1,
+    ray: str | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[Student]:
     """Make every sub-model in its folder ``work/NAME``; see `make_submodel`.
@@ -35,6 +36,7 @@ def run_jobs(
         work: each keeps its journal there, in ``NAME/journal.jsonl``.
         jobs: how many at once. With more than one, each is a process of one thread, and gives the
             same weights as one job in a process of one thread does.
+        ray: address of a Ray cluster that makes them instead (`vitlet.partition.cluster`).
         progress: told of each epoch (one job only).
 
     Returns:
@@ -46,7 +48,11 @@ def run_jobs(
     """
     if jobs < 1:
         raise UsageError(f"expected at least one job, got {jobs}")
-    if jobs > 1 and len(tasks) > 1:
+    if ray is not None:
+        from vitlet.partition.cluster import run_on_ray
+
+        run_on_ray(lecture, tasks, work, ray)
+    elif jobs > 1 and len(tasks) > 1:
         # Not fork: torch's threads do not survive it.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(

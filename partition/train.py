@@ -117,6 +117,7 @@ def train_split(
     settings: Settings | None = None,
     *,
     jobs: int = 1,
+    ray: str | None = None,
     progress: Progress | None = None,
 ) -> TrainedSplit:
     """Train sub-models of these classes and widths, and their fusion.
@@ -130,6 +131,7 @@ def train_split(
         work: what is finished lies there, and ``journal.jsonl`` of each sub-model's epochs.
         settings: budgets and seeds.
         jobs: sub-models that are trained at once, each by one process of one thread.
+        ray: address of a Ray cluster that trains them instead; "local" starts one here.
         progress: told of each epoch as the journal is (with more than one job, of the fusion's
             only).
 
@@ -155,7 +157,7 @@ def train_split(
     ]  # fmt: skip
     for task in tasks:
         check_task(lecture, task)
-    students = run_jobs(lecture, tasks, work, jobs=jobs, progress=progress)
+    students = run_jobs(lecture, tasks, work, jobs=jobs, ray=ray, progress=progress)
     sizes = tuple(width.dim for width in widths)
     vits = [student.vit for student in students]
     made_from = {
