@@ -84,6 +84,13 @@ def build(like: DeiT, widths: Widths, outputs: int) -> DeiT:
     return made
 
 
+def spread_weights(model: nn.Module) -> None:
+    """Draw matrices anew by Xavier's rule: the usual deviation of 0.02 is made for wide models."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight.view(len(layer.weight), -1))
+
+
 def cut(model: DeiT, kept: Kept) -> DeiT:
     """Return a smaller model with the kept units' weights; `model` stays as it is.
 

@@ -32,7 +32,6 @@ from vitlet.partition.reference import FeatureModel
 from vitlet.partition.train import TrainedSplit
 from vitlet.partition.widths import Geometry, cost, full_cost
 from vitlet.runtime.bundle import Bundle
-from vitlet.runtime.ort import OrtEngine
 from vitlet.runtime.progress import Progress, null_progress
 
 
@@ -205,5 +204,4 @@ def _bytes(bundle: Bundle) -> int:
 
 def _seconds(bundle: Bundle, feeds: dict[str, Any], seconds: float) -> float:
     artifact = bundle.manifest.artifacts[0]
-    engine = OrtEngine(bundle.path / artifact.file, artifact, threads=1)
-    return float(f"{clock(engine, feeds, seconds):.4g}")
+    return float(f"{clock(bundle.path / artifact.file, feeds, seconds):.4g}")

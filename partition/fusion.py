@@ -7,7 +7,7 @@ drops slots at random, so that any subset of devices still gives an answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitlet.errors import UsageError
-from vitlet.partition.training import Journal, Recipe, Run, quiet_journal, train
+from vitlet.partition.training import (
+    Journal,
+    Recipe,
+    Run,
+    is_finished,
+    quiet_journal,
+    train,
+)
 
 
 class Fusion(nn.Module):
@@ -102,7 +109,7 @@ def present_mask(count: int, slots: int, dropout: float, rng: torch.Generator) -
 
 
 def train_fusion(
-    features: Tensor,
+    features: Callable[[], Tensor],
     sizes: Sequence[int],
     answers: Tensor,
     labels: Tensor,
@@ -116,7 +123,8 @@ def train_fusion(
     """Train the fusion on frozen features; resumable as `vitlet.partition.training.train`.
 
     Args:
-        features: of all slots side by side, (views, n, sum of sizes).
+        features: gives those of all slots side by side, (views, n, sum of sizes); not called where
+            the fusion was finished before.
         sizes: numbers that each slot sends.
         answers: the full model's log probabilities, (views, n, classes).
         labels: (n,).
@@ -135,21 +143,24 @@ def train_fusion(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         fusion = Fusion(sizes, answers.shape[-1])
-    mean = features[0, allowed].mean(0)
-    with torch.no_grad():
-        fusion.missing.copy_(mean)  # before anything is learned, a missing slot says the usual
+    known: list[Tensor] = []
+
+    def given() -> Tensor:
+        if not known:
+            known.append(features())
+        return known[0]
 
     def order(rng: torch.Generator) -> Tensor:
         return allowed[torch.randperm(len(allowed), generator=rng)]
 
     def loss(indices: Tensor, rng: torch.Generator) -> Tensor:
-        views = torch.randint(0, len(features), (len(indices),), generator=rng)
+        views = torch.randint(0, len(given()), (len(indices),), generator=rng)
         present = present_mask(len(indices), len(sizes), task.slot_dropout, rng)
-        given = fusion(features[views, indices], present)
+        said = fusion(given()[views, indices], present)
         t = task.temperature
         told = F.softmax(answers[views, indices] / t, dim=-1)
-        kl = F.kl_div(F.log_softmax(given / t, dim=-1), told, reduction="batchmean")
-        return F.cross_entropy(given, labels[indices]) + task.distil * t**2 * kl
+        kl = F.kl_div(F.log_softmax(said / t, dim=-1), told, reduction="batchmean")
+        return F.cross_entropy(said, labels[indices]) + task.distil * t**2 * kl
 
     facts = {
         **inputs,
@@ -158,6 +169,9 @@ def train_fusion(
         "temperature": task.temperature,
     }
     run = Run("fusion", fusion, order, loss, task.recipe, task.seed, facts)
+    if not is_finished(folder, run.key()):
+        with torch.no_grad():  # before anything is learned, a missing slot says what is usual
+            fusion.missing.copy_(given()[0, allowed].mean(0))
     train(run, folder, journal)
     return fusion.eval()
 

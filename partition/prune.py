@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vitlet.checkpoint import load_state_dict
 from vitlet.errors import UsageError
 from vitlet.models.deit import DeiT
-from vitlet.partition.cut import Kept, build, widths_of
+from vitlet.partition.cut import Kept, build, spread_weights, widths_of
 from vitlet.partition.pictures import Pictures
 from vitlet.partition.scores import Kind, best, magnitude_scores, unit_scores
 from vitlet.partition.student import Distillation, Lessons, Student, new_student
@@ -177,10 +177,7 @@ def _scratch(like: DeiT, task: Task, classes: int) -> Student:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         vit = build(like, task.widths, classes)
-        for layer in vit.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
-                # The usual deviation of 0.02 is made for wide models.
-                nn.init.xavier_uniform_(layer.weight.view(len(layer.weight), -1))
+        spread_weights(vit)
         return new_student(vit, task.classes)
 
 

@@ -43,6 +43,12 @@ class FullModel(nn.Module):
         return logits(self.vit, images)
 
 
+def compile_features(vit: DeiT, spec: Preprocess, path: Path) -> None:
+    """Write what a device computes as an ONNX file, for any number of pictures at once."""
+    output = TensorSpec("features", "float32", ("batch", int(vit.pos_embed.shape[-1])))
+    _compile("features", FeatureModel(vit), spec, output, path)
+
+
 @contextmanager
 def full_engine(model: nn.Module, spec: Preprocess) -> Iterator[tuple[OrtEngine, int]]:
     """Compile the full model to ONNX for as long as it is needed; give the engine and its bytes.
@@ -52,14 +58,15 @@ def full_engine(model: nn.Module, spec: Preprocess) -> Iterator[tuple[OrtEngine,
     """
     if not isinstance(model, DeiT):
         raise UsageError(f"expected the full plain ViT (DeiT layout), got {type(model).__name__}")
-    image = ("batch", spec.channels, *spec.size)
-    graph = Graph(
-        "model",
-        FullModel(model).eval(),
-        (TensorSpec("image", "float32", image),),
-        (TensorSpec("logits", "float32", ("batch", int(model.head.weight.shape[0]))),),
-    )
+    output = TensorSpec("logits", "float32", ("batch", int(model.head.weight.shape[0])))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        artifact = export_onnx(graph, path, batch="dyn")
-        yield OrtEngine(path, artifact, threads=1), path.stat().st_size
+        _compile("model", FullModel(model), spec, output, path)
+        yield OrtEngine(path, threads=1), path.stat().st_size
+
+
+def _compile(
+    name: str, module: nn.Module, spec: Preprocess, output: TensorSpec, path: Path
+) -> None:
+    image = TensorSpec("image", "float32", ("batch", spec.channels, *spec.size))
+    export_onnx(Graph(name, module.eval(), (image,), (output,)), path, batch="dyn")

@@ -159,17 +159,18 @@ def train_split(
         check_task(lecture, task)
     students = run_jobs(lecture, tasks, work, jobs=jobs, ray=ray, progress=progress)
     sizes = tuple(width.dim for width in widths)
-    features = slot_features([student.vit for student in students], pictures)
+    vits = [student.vit for student in students]
     made_from = {
         "lecture": lecture.digest,
         "submodels": [model_digest(student) for student in students],
         "settings": settings.seed,
     }
     fusion = train_fusion(
-        features, sizes, lecture.answers, pictures.labels, allowed, settings.fusion,
+        lambda: slot_features(vits, pictures), sizes, lecture.answers, pictures.labels, allowed, settings.fusion,
         work / "fusion", _journal(work / "fusion" / "journal.jsonl", progress), inputs=made_from,
     )  # fmt: skip
-    told, labels = fused_logits(fusion, features[0, held]), pictures.labels[held]
+    judged = Pictures(data.take(held.numpy()), preprocess)
+    told, labels = fused_logits(fusion, slot_features(vits, judged)[0]), judged.labels
     temperature = fit_temperature(told, labels)
     for student in students:
         student.vit.head = student.own
@@ -177,7 +178,7 @@ def train_split(
         data.classes,
         preprocess,
         dealt,
-        tuple(student.vit for student in students),
+        tuple(vits),
         fusion,
         temperature,
         {
