@@ -6,9 +6,6 @@ import re
 
 from vitlet.errors import UsageError
 
-_BYTES = {
-    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30,
-}  # fmt: skip
 _UNITS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0}
 
 
@@ -54,14 +51,15 @@ def duration(text: str, option: str) -> float:
     return value
 
 
-def byte_count(text: str, option: str) -> int:
-    """Return a size such as "256 MB" or "1.5GiB" in bytes.
+def byte_size(text: str, option: str) -> int:
+    """Return a size such as "180 MB" or "1.5GiB" in bytes; a bare number is bytes.
 
     Raises:
         UsageError: not a size, or none at all.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?i?B)", text.strip(), re.IGNORECASE)
-    value = int(float(match[1]) * _BYTES.get(match[2].lower(), 0)) if match else 0
-    if value <= 0:
-        raise UsageError(f'{option} takes a size such as "256 MB" or 1GiB, got {text!r}')
+    from vitlet.partition.devices import parse_bytes
+
+    value = parse_bytes(text)
+    if value is None:
+        raise UsageError(f"{option} takes a size such as 180MB or 1.5GiB, got {text!r}")
     return value

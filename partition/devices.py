@@ -203,14 +203,20 @@ def _parse(content: str, path: Path) -> Any:
     raise UsageError(f"a device file ends in .toml or .json, got {path.name!r}")
 
 
+def parse_bytes(text: str) -> int | None:
+    """Return "512 MB", "1.5 GiB" or "4096" as bytes; None for what is no size."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    factor = _UNITS.get((found[2] or "B").upper()) if found else None
+    size = int(float(found[1]) * factor) if found and factor else 0
+    return size if size >= 1 else None
+
+
 def _bytes(data: Any, where: str) -> int:
     value = data.get("memory")
     if not isinstance(value, str):
         return whole(data, "memory", where, least=1)
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", value)
-    factor = _UNITS.get(found[2].upper()) if found else None
-    size = int(float(found[1]) * factor) if found and factor else 0
-    if size < 1:
+    size = parse_bytes(value)
+    if size is None:
         raise UsageError(
             f'{where}: memory must be bytes or a text such as "512 MB" or "1.5 GiB", got {value!r}'
         )

@@ -83,7 +83,7 @@ def revoke(
     verbose: Verbose = False,
     no_progress: NoProgress = False,
 ) -> None:
-    """Take a device off the roster; its certificate is refused from then on."""
+    """Take a device off the roster: it is refused from then on."""
     from vitlet.partition import certificates
     from vitlet.partition.identity import ROSTER
 

@@ -47,11 +47,11 @@ def worker(
 ) -> None:
     """Lend this device to a cluster, until it is stopped."""
     from vitlet.apps.joining import device_name, joining, open_transport
-    from vitlet.apps.lists import byte_count
+    from vitlet.apps.lists import byte_size
     from vitlet.partition.worker import Worker
 
     with Output(json, quiet, verbose, not no_progress) as out:
-        budget = None if memory is None else byte_count(memory, "--memory")
+        budget = None if memory is None else byte_size(memory, "--memory")
         joined = joining(cluster, listen, connect, keys, scout, insecure_lan, coordinator=False)
         if insecure_lan and joined.identity is None:
             out.warn("nothing is encrypted: whoever reaches this device may read and send")

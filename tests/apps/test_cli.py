@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-VERBS = ("models", "info", "doctor", "export", "verify", "inspect", "bench", "predict", "demo")
+VERBS = (
+    "models", "info", "doctor", "export", "verify", "inspect", "bench", "predict", "demo", "worker",
+    "run", "status",
+)  # fmt: skip
 HELP = Path(__file__).parent / "help"
 HEAVY = ("torch", "onnx", "onnxruntime", "coremltools", "tvm", "matplotlib", "PIL", "numpy")
 
