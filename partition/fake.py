@@ -174,7 +174,7 @@ class FakeTransport:
         timeout: float,
         on_reply: OnReply,
         on_done: OnDone,
-        lane: str = "",
+        lane: str | None = None,
     ) -> Handle:
         """Ask whoever serves a key."""
         network, me = self.network, self.name

@@ -84,7 +84,7 @@ class Transport(Protocol):
         timeout: float,
         on_reply: OnReply,
         on_done: OnDone,
-        lane: str = "",
+        lane: str | None = None,
     ) -> Handle:
         """Ask whoever serves a key.
 
@@ -95,8 +95,9 @@ class Transport(Protocol):
             on_reply: called for each reply.
             on_done: called once, after the last reply: everybody asked has answered or is gone,
                 or the time is up, or the handle was closed.
-            lane: queries of one lane are sent in order; a lane whose peer takes nothing does not
-                hold up the others.
+            lane: queries of one lane are sent in order by a thread of its own, so that a peer that
+                takes nothing holds up only its lane. None sends in the caller's thread, which is
+                quicker and waits for the peer when its buffers are full.
         """
         ...
 

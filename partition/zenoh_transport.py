@@ -111,7 +111,7 @@ class ZenohTransport:
         timeout: float,
         on_reply: OnReply,
         on_done: OnDone,
-        lane: str = "",
+        lane: str | None = None,
     ) -> Handle:
         """Ask whoever serves a key."""
         zenoh = self._zenoh
@@ -139,7 +139,9 @@ class ZenohTransport:
             except zenoh.ZError:  # the session was closed: nobody can answer
                 once()
 
-        if not self._lane(lane).put(send):
+        if lane is None:
+            send()
+        elif not self._lane(lane).put(send):
             once()
         return _Cancel(token)
 
