@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Sequence
 
 from vitlet.errors import UsageError
@@ -51,6 +52,17 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(name.split("%")[0]).is_loopback
     except ValueError:
         return False
+
+
+def resolved(address: str) -> set[str]:
+    """Return an endpoint with the numbers that its host's name stands for, as links show them."""
+    scheme, port = address.split("/", 1)[0], int(address.rsplit(":", 1)[1])
+    try:
+        found = socket.getaddrinfo(host(address), port, type=socket.SOCK_STREAM)
+    except OSError:
+        return {address}
+    names = {str(place[4][0]) for place in found}
+    return {f"{scheme}/[{n}]:{port}" if ":" in n else f"{scheme}/{n}:{port}" for n in names}
 
 
 def check_exposure(addresses: Sequence[str], *, secure: bool, insecure_lan: bool) -> None:

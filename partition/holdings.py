@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitlet.errors import BundleError, UsageError, VitletError
@@ -35,11 +36,19 @@ class Holdings:
         with self._lock:
             return sum(slot.memory for _, slot in self._slots.values())
 
-    def restore(self) -> list[str]:
-        """Load what was loaded before; return lines about what could not be."""
-        for plan, _ in self.cache.plans():
-            self._plans[plan.hash] = plan
+    def restore(self, check: Callable[[Plan, Mapping[str, str]], None]) -> list[str]:
+        """Load what was loaded before; return lines about what could not be.
+
+        Args:
+            check: raises a `VitletError` for a plan that is not to be trusted any more.
+        """
         lines = []
+        for plan, proof in self.cache.plans():
+            try:
+                check(plan, proof)
+                self._plans[plan.hash] = plan
+            except VitletError as error:
+                lines.append(f"plan {plan.hash[:12]} is not taken up again: {error}")
         for hash_, index in self.cache.loaded():
             try:
                 self.load(hash_, index)

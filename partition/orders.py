@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitlet.errors import CorruptInputError, UsageError, VitletError
@@ -81,16 +81,24 @@ class Orders:
             self._log(f"an order was refused: {answer['error']}")
         return pack(Message(answer, epoch=epoch))
 
+    def check(self, plan: Plan, proof: Mapping[str, str]) -> None:
+        """Refuse a plan that no coordinator on the roster signed; without a roster take any.
+
+        Raises:
+            CorruptInputError: as said.
+        """
+        if self._identity is None:
+            return
+        if not proof.get("signature"):
+            raise CorruptInputError("the plan is not signed: start the coordinator with --keys")
+        certificate, signature = proof.get("certificate", ""), proof["signature"]
+        who = check_signature(self._identity, certificate, signature, canonical(plan.hash))
+        self._log(f"accepted plan {plan.hash[:12]} from {who}")
+
     def _plan(self, message: Message) -> dict[str, Any]:
         plan = Plan.from_json(message.table["plan"])
         proof = {key: str(message.table.get(key, "")) for key in ("certificate", "signature")}
-        if self._identity is not None:
-            if not proof["signature"]:
-                raise CorruptInputError("the plan is not signed: start the coordinator with --keys")
-            who = check_signature(
-                self._identity, proof["certificate"], proof["signature"], canonical(plan.hash)
-            )
-            self._log(f"accepted plan {plan.hash[:12]} from {who}")
+        self.check(plan, proof)
         self._holdings.add_plan(plan, proof)
         return {}
 

@@ -106,7 +106,7 @@ class Worker:
             UsageError: another worker of this name is there.
         """
         self._refuse_twin()
-        for line in self.holdings.restore():
+        for line in self.holdings.restore(self._orders.check):
             self._log(line)
         serve = self._transport.serve
         self._handles = [

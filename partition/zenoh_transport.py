@@ -16,7 +16,7 @@ from typing import Any
 
 from vitlet._extras import require
 from vitlet.errors import UsageError
-from vitlet.partition.endpoints import check_exposure, endpoint
+from vitlet.partition.endpoints import check_exposure, endpoint, resolved
 from vitlet.partition.identity import CA, CERTIFICATE, KEY, Identity
 from vitlet.partition.reach import why_unreachable
 from vitlet.partition.topics import ROOT
@@ -182,7 +182,7 @@ class ZenohTransport:
             for link in self._session.info.links()
         )
         there = {peer.address for peer in peers}
-        missing = [address for address in self.network.connect if address not in there]
+        missing = [a for a in self.network.connect if not resolved(a) & there]
         reasons = {a: why_unreachable(a, self.network.identity) for a in missing}
         return LinkState(peers, reasons)
 

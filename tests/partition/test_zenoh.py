@@ -163,6 +163,32 @@ def test_a_cluster_answers_as_one_process(closing, light, tmp_path, images, expe
         assert until(lambda: twin.start())
 
 
+def test_workers_wait_for_a_coordinator_that_comes_later(closing, light, tmp_path, images):
+    port = f"127.0.0.1:{free_port()}"
+    transport = closing(ZenohTransport(Network(listen=("127.0.0.1:0",), connect=(port,))))
+    closing(Worker("alpha", transport, cache=tmp_path / "alpha", memory=10**8)).start()
+    assert list(transport.links().unreachable) == [f"tcp/{port}"]
+    coordinator, _ = start(closing, light, tmp_path, [Network(listen=(port,))])
+    assert coordinator.wait_ready(SOON, slots=1)
+    assert until(lambda: not transport.links().unreachable)
+
+
+def test_a_plan_is_not_taken_up_again_when_its_signer_has_left_the_roster(
+    closing, light, tmp_path, keys
+):
+    from vitlet.partition.cache import Cache
+
+    Cache(tmp_path / "alpha").save_plan(light, {"certificate": "", "signature": ""})
+    lines: list[str] = []
+    identity = load_identity(keys / "members" / "alpha")
+    transport = closing(ZenohTransport(Network(identity=identity)))
+    worker = closing(
+        Worker("alpha", transport, cache=tmp_path / "alpha", identity=identity, log=lines.append)
+    )
+    worker.start()
+    assert len(lines) == 1 and "is not taken up again: the plan is not signed" in lines[0]
+
+
 def test_an_encrypted_cluster_answers_and_signs_its_plan(
     closing, light, tmp_path, images, expected, keys
 ):
