@@ -254,9 +254,10 @@ class Coordinator:
         """Count something."""
         self.counts.add(name)
 
-    def send(self, gather: Gather, attempt: Attempt, budget: float) -> None:
-        """Send an attempt."""
+    def send(self, gather: Gather, attempt: Attempt, direct: bool) -> None:
+        """Send an attempt, from this thread if it may wait and the worker keeps up."""
         member = attempt.member
+        budget = max(gather.deadline - self.clock.now(), 0.0)
         frame = Frame(
             Kind.REQUEST, self._plan_id, self._session, attempt.sequence, member.epoch,
             budget=int(budget * 1e6), slot=attempt.slot,
@@ -281,7 +282,7 @@ class Coordinator:
         content = encode(frame, gather.body)
         # A worker that keeps up has room in its buffers for this; any other gets a thread.
         keeps_up = member.in_flight <= _KEEPS_UP and not member.misses
-        direct = keeps_up and len(content) * member.in_flight <= _BUFFERED
+        direct = direct and keeps_up and len(content) * member.in_flight <= _BUFFERED
         self._transport.query(
             key,
             content,

@@ -58,8 +58,14 @@ class Desk(Protocol):
         """Return who holds a slot, the best first."""
         ...
 
-    def send(self, gather: Gather, attempt: Attempt, budget: float) -> None:
-        """Send an attempt; its end comes back to `Gather.replied` or `Gather.failed`."""
+    def send(self, gather: Gather, attempt: Attempt, direct: bool) -> None:
+        """Send an attempt; its end comes back to `Gather.replied` or `Gather.failed`.
+
+        Args:
+            gather: the request.
+            attempt: what to send.
+            direct: whether this thread may wait for the transport.
+        """
         ...
 
     def percentile(self, slot: int) -> float:
@@ -133,6 +139,7 @@ class Gather:
         self._lock = threading.RLock()
         self._slots = [_Slot(index) for index in range(len(widths))]
         self._over = False
+        self._outbox: list[Attempt] = []
         self._timer = desk.clock.call_at(deadline, self._out_of_time)
 
     def start(self) -> None:
@@ -140,6 +147,7 @@ class Gather:
         with self._lock:
             for slot in self._slots:
                 self._ask(slot)
+        self._post(direct=True)
         self._maybe_end()
 
     def new_holder(self) -> None:
@@ -150,6 +158,7 @@ class Gather:
             for slot in self._slots:
                 if slot.features is None and not slot.pending():
                     self._ask(slot)
+        self._post()
 
     def lost(self, member: Member) -> None:
         """End the attempts at a worker that is gone."""
@@ -201,6 +210,7 @@ class Gather:
             if not slot.pending() and not hopeless and self._may_retry(slot):
                 self._desk.count("retries")
                 self._ask(slot)
+        self._post()
         self._maybe_end()
 
     def traces(self) -> tuple[Trace, ...]:
@@ -218,7 +228,7 @@ class Gather:
         return len(slot.attempts) <= self._desk.policy.retries
 
     def _ask(self, slot: _Slot) -> None:
-        """Send an attempt to the best holder that is not being waited for; lock held."""
+        """Note an attempt at the best holder that is not being waited for; lock held."""
         now = self._desk.clock.now()
         if now >= self.deadline:
             return
@@ -228,11 +238,26 @@ class Gather:
         holders.sort(key=lambda member: tried.count(member))
         if not holders:
             return
-        attempt = Attempt(slot.index, holders[0], self._next(), now)
-        attempt.member.in_flight += 1
-        slot.attempts.append(attempt)
-        self._desk.send(self, attempt, self.deadline - now)
+        self._try(slot, holders[0])
         self._arm(slot, spare=len(holders) > 1)
+
+    def _try(self, slot: _Slot, member: Member) -> None:
+        """Note an attempt, to be posted when the lock is free; lock held."""
+        attempt = Attempt(slot.index, member, self._next(), self._desk.clock.now())
+        member.in_flight += 1
+        slot.attempts.append(attempt)
+        self._outbox.append(attempt)
+
+    def _post(self, direct: bool = False) -> None:
+        """Send what was noted; never under the lock, which the transport's own threads take.
+
+        A transport calls back with locks of its own held: whoever sends under this one waits for
+        those, and they for this one.
+        """
+        with self._lock:
+            posted, self._outbox = self._outbox, []
+        for attempt in posted:
+            self._desk.send(self, attempt, direct)
 
     def _arm(self, slot: _Slot, spare: bool) -> None:
         """Look again when the attempt has taken longer than usual; lock held."""
@@ -261,16 +286,12 @@ class Gather:
                 slot.hedged = True
                 self._desk.count("hedges")
                 self._ask(slot)
-                return
-            if waiting:
+            elif waiting:
                 # Perhaps the message was lost: ask the same worker again.
                 self._desk.count("resends")
-                member = waiting[-1].member
-                attempt = Attempt(slot.index, member, self._next(), self._desk.clock.now())
-                member.in_flight += 1
-                slot.attempts.append(attempt)
-                self._desk.send(self, attempt, self.deadline - attempt.sent)
+                self._try(slot, waiting[-1].member)
                 self._arm(slot, spare=False)
+        self._post()
 
     def _maybe_end(self) -> None:
         with self._lock:

@@ -71,7 +71,11 @@ OnMessage = Callable[[str, bytes], None]
 
 
 class Transport(Protocol):
-    """Carries bytes. Callbacks come on the transport's own threads and must return quickly."""
+    """Carries bytes. Callbacks come on the transport's own threads and must return quickly.
+
+    A callback may come while the transport holds locks of its own: it must not ask without a lane,
+    nor wait for a lock under which somebody asks.
+    """
 
     def serve(self, key: str, on_query: OnQuery) -> Handle:
         """Answer the queries on a key or pattern."""
@@ -97,7 +101,7 @@ class Transport(Protocol):
                 or the time is up, or the handle was closed.
             lane: queries of one lane are sent in order by a thread of its own, so that a peer that
                 takes nothing holds up only its lane. None sends in the caller's thread, which is
-                quicker and waits for the peer when its buffers are full.
+                quicker and waits for the peer when its buffers are full; not in a callback.
         """
         ...
 
