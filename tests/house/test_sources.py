@@ -12,7 +12,17 @@ from pathlib import Path
 import vitlet
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("python", "export", "partition", "apps", "csrc", "tests", "benchmarks", "scripts", "docs")
+FOLDERS = (
+    "python",
+    "export",
+    "partition",
+    "apps",
+    "csrc",
+    "tests",
+    "benchmarks",
+    "scripts",
+    "docs",
+)
 # A reason for each file over the ceiling.
 LONG_FILES: dict[str, str] = {}
 
