@@ -92,7 +92,7 @@ class FirstBad:
         error = "" if self.relative is None else f", relative error {self.relative:.2g}"
         after = f", after {self.after}" if self.after else ""
         note = f" ({self.note})" if self.note else ""
-        return f"{self.module or '(top)'}: {self.op} {self.shape}{error}{after}{note}"
+        return f"{self.module or f'({self.node})'}: {self.op} {self.shape}{error}{after}{note}"
 
 
 @dataclass(frozen=True)
