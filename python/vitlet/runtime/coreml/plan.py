@@ -165,18 +165,19 @@ def _declared(variable: Any) -> tuple[str, tuple[int | None, ...] | None]:
     return str(types.builtin_to_string(variable.dtype)), sizes
 
 
-def _slots(values: Any) -> Iterator[int]:
+def slot_numbers(values: Any) -> Iterator[int]:
+    """Give the numbers of the slots among arguments and lists of them."""
     for value in values:
         if isinstance(value, Slot):
             yield value.number
         elif isinstance(value, list | tuple):
-            yield from _slots(value)
+            yield from slot_numbers(value)
 
 
 def _used(step: Step) -> set[int]:
-    used = set(_slots(step.args.values()))
+    used = set(slot_numbers(step.args.values()))
     for block in step.blocks:
-        used |= set(_slots(block.outputs))
+        used |= set(slot_numbers(block.outputs))
         for inner in block.steps:
             used |= _used(inner)
     return used
@@ -184,7 +185,7 @@ def _used(step: Step) -> set[int]:
 
 def _with_frees(slots: list[int], steps: list[Step], outputs: tuple[Any, ...]) -> tuple[Step, ...]:
     """Note at each step which of this block's values it is the last to need."""
-    kept = set(_slots(outputs))
+    kept = set(slot_numbers(outputs))
     own = {*slots, *(output[0] for step in steps for output in step.outputs)}
     last: dict[int, int] = {}
     for index, step in enumerate(steps):
