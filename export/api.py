@@ -152,7 +152,7 @@ def export(
 
 def _require_quietly(package: str, extra: str, target: str) -> None:
     if package == "coremltools":
-        from vitlet.export.coreml_quiet import quiet_coremltools
+        from vitlet.runtime.coreml.quiet import quiet_coremltools
 
         with quiet_coremltools():
             require(package, extra=extra, why=f"export to {target}")

@@ -102,7 +102,7 @@ def read_program(path: Path) -> Program:
         UnsupportedError: it holds something else than an ML program.
         MissingDependencyError: coremltools is not installed.
     """
-    from vitlet.export.coreml_quiet import quiet_coremltools
+    from vitlet.runtime.coreml.quiet import quiet_coremltools
 
     with quiet_coremltools():
         ct: Any = require("coremltools", extra="coreml", why="read a Core ML program")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitlet.export.coreml_quiet import quiet_coremltools
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 
 
 def save(

@@ -56,7 +56,7 @@ def read_package(path: Path, function: str | None, limit: int) -> Package:
             of them are named.
         MissingDependencyError: coremltools or torch is not installed.
     """
-    from vitlet.export.coreml_quiet import quiet_coremltools
+    from vitlet.runtime.coreml.quiet import quiet_coremltools
 
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
