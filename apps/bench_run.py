@@ -23,7 +23,7 @@ from vitlet.errors import UsageError, VitletError
 from vitlet.runtime.batching import BatchSizes
 from vitlet.runtime.bundle import open_bundle
 from vitlet.runtime.manifest import Artifact
-from vitlet.runtime.select import ENGINES, select
+from vitlet.runtime.select import CHECKING, ENGINES, select
 
 ROUNDS = 10
 # Without the current folder on the path: a file of the user's called numpy.py must not be imported.
@@ -122,7 +122,8 @@ def plan(
 
     Args:
         bundle: the bundle's folder.
-        engines: names; None for every engine that the bundle has an artefact for and that runs.
+        engines: names; None for every engine that the bundle has an artefact for and that runs,
+            but for the checking one.
         graph: None for the graph that images go through.
         threads: thread counts.
         batches: batch sizes; None for the lowest that each artefact was compiled for.
@@ -161,7 +162,7 @@ def _batches(artifact: Artifact, wanted: Sequence[int] | None) -> list[int]:
 
 def _runnable(bundle: Any, graph: str) -> list[str]:
     found, problems = [], []
-    for engine in ENGINES:
+    for engine in (name for name in ENGINES if name != CHECKING):
         try:
             select(bundle, graph, engine)
             found.append(engine)

@@ -29,6 +29,14 @@ def test_every_engine_that_runs_here_is_measured(figures):
     assert [result.job for result in results] == jobs
 
 
+def test_the_checking_engine_is_measured_where_it_is_asked_for(toy_bundle):
+    (job,) = bench_run.plan(toy_bundle, ["coreml"], None, [1], None, seed=0)
+    (result,) = bench_run.measure(
+        [job], warmup=0, iters=2, seconds=0, cold=False, advance=lambda: None
+    )
+    assert result.info["engine"] == "coreml" and len(result.times_ms) == 2
+
+
 def test_exactly_the_runs_asked_for_are_timed_in_turns(figures):
     _, results, ticks = figures
     assert [len(result.times_ms) for result in results] == [25] * 4
