@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,16 +161,12 @@ def _batches(artifact: Artifact, wanted: Sequence[int] | None) -> list[int]:
 
 
 def _runnable(bundle: Any, graph: str) -> list[str]:
-    found, problems = [], []
+    found = []
     for engine in (name for name in ENGINES if name != CHECKING):
-        try:
+        with suppress(VitletError):
             select(bundle, graph, engine)
             found.append(engine)
-        except VitletError as error:
-            problems.append(error)
-    if not found:
-        raise problems[0] if problems else UsageError(f"nothing in {bundle.path.name} runs here")
-    return found
+    return found or [select(bundle, graph, "auto")[0]]  # which says why there is none
 
 
 def measure(
