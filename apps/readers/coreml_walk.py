@@ -132,7 +132,9 @@ class Walk:
         name = operation.outputs[0].name if operation.outputs else kind
         takes: dict[str, list[str]] = {}
         for argument, given in operation.inputs.items():
-            takes[argument] = [binding.name for binding in given.arguments if binding.name]
+            takes[argument] = [
+                self._bound(binding, f"{name}.{argument}") for binding in given.arguments
+            ]
             for value in takes[argument]:
                 self._known(value, name)
         for nested in operation.blocks:
@@ -141,7 +143,7 @@ class Walk:
         for output, shape in zip(operation.outputs, gives, strict=True):
             self.shapes[output.name] = shape
         if kind == "const":
-            self.stored[name] = self._constant(operation, gives[0])
+            self.stored[name] = self._constant([*operation.attributes.values()], gives[0])
         elif kind.startswith(_COMPRESSED):
             self.stored[name] = self._compressed(operation, takes, gives[0])
         else:
@@ -150,6 +152,14 @@ class Walk:
             dtypes += [self.shapes[v].dtype for vs in takes.values() for v in vs]
             floats = [_PRECISIONS.get(d, d) for d in dtypes if d in _FLOATS]
             self.ops.append(Op(name, kind, floats[0] if floats else "integer", takes, gives))
+
+    def _bound(self, binding: Any, name: str) -> str:
+        """Return the name of what is bound to an argument; a value that stands there gets one."""
+        if binding.WhichOneof("binding") != "value":
+            return str(binding.name)
+        self.shapes[name] = self._shape(binding.value.type)
+        self.stored[name] = self._constant([binding.value], self.shapes[name])
+        return name
 
     def _known(self, value: str, where: str) -> None:
         if value not in self.shapes:
@@ -167,9 +177,9 @@ class Walk:
         )
         return Shape(self._names.get(tensor.dataType, "unknown"), sizes)
 
-    def _constant(self, operation: Any, shape: Shape) -> Stored:
+    def _constant(self, values: list[Any], shape: Shape) -> Stored:
         found = Stored(shape.dtype, shape)
-        for value in operation.attributes.values():
+        for value in values:
             if value.WhichOneof("value") == "blobFileValue":
                 self._add_blob(found, value)
             elif value.type.WhichOneof("type") == "tensorType" and found.numbers is None:
