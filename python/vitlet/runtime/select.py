@@ -96,7 +96,7 @@ def open_engine(
     def coreml() -> Engine:
         from vitlet.runtime.coreml.engine import CoreMLEngine
 
-        return CoreMLEngine(path, artifact, threads)
+        return CoreMLEngine(path, artifact, threads=threads)
 
     makers = {"onnxruntime": ort, "tvm": tvm, "coreml": coreml}
     return makers[name]()

@@ -3,9 +3,9 @@
 session = vitlet.load("mobileclip_s0.vitlet", engine="coreml")
 session.predict("cat.jpg")
 
-It computes in the executor's mode "declared": what a device's processor computes, but for the order
-of sums. It is not what a phone's GPU or Neural Engine computes, and its speed says nothing about
-theirs, so "auto" never chooses it. It is the one engine that imports torch.
+A session computes in the executor's mode "declared": what a device's processor computes, but for
+the order of sums. It is not what a phone's GPU or Neural Engine computes, and its speed says
+nothing about theirs, so "auto" never chooses it. It is the one engine that imports torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from vitlet.runtime.coreml.features import Feature
 from vitlet.runtime.engine import Arrays
 from vitlet.runtime.manifest import Artifact, TensorSpec
 
-MODE = "declared"
 _torch_threads = threading.Lock()  # torch has one number of threads for the whole process
 
 
@@ -40,7 +39,8 @@ class CoreMLEngine:
     Args:
         path: the `.mlpackage` folder.
         artifact: its entry in the manifest, for the batch sizes; None for a bare package.
-        threads: threads of torch.
+        mode: "fp32", "declared" or "stress", as `CoreMLExecutor` takes it.
+        threads: threads of torch; None leaves its own number.
 
     Attributes:
         executor: what runs.
@@ -55,14 +55,19 @@ class CoreMLEngine:
     version = vitlet.__version__  # the executor is vitlet's own
 
     def __init__(
-        self, path: str | os.PathLike[str], artifact: Artifact | None = None, threads: int = 1
+        self,
+        path: str | os.PathLike[str],
+        artifact: Artifact | None = None,
+        mode: str = "declared",
+        *,
+        threads: int | None = None,
     ) -> None:
-        if threads < 1:
+        if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}")
         self.path = Path(path)
         self.artifact = artifact
         self.threads = threads
-        self.executor = CoreMLExecutor(self.path, MODE)
+        self.executor = CoreMLExecutor(self.path, mode)
         if self.executor.states:
             raise UnsupportedError(
                 f"{self.path.name} keeps a state ({', '.join(self.executor.states)}) between "
@@ -81,7 +86,7 @@ class CoreMLEngine:
         self.outputs = tuple(_spec(feature, len(self._labels)) for feature in self._outputs)
 
     def run(self, feeds: Arrays) -> Arrays:
-        """Compute every output; calls from several threads take turns.
+        """Compute every output; calls from several threads take turns where `threads` is set.
 
         Args:
             feeds: input name -> array, of exactly the dtype and shape in `inputs`.
@@ -121,9 +126,12 @@ def _spec(feature: Feature, classes: int) -> TensorSpec:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _threads(count: int | None) -> Iterator[None]:
     import torch
 
+    if count is None:
+        yield
+        return
     with _torch_threads:
         before = torch.get_num_threads()
         torch.set_num_threads(count)
