@@ -13,7 +13,12 @@ from vitlet.runtime.manifest import Artifact, Target, TensorSpec
 if TYPE_CHECKING:
     from vitlet.export.verify import Truth
 
-_KINDS: dict[str, Target] = {".onnx": "onnx", ".so": "tvm", ".mlpackage": "coreml"}
+_KINDS: dict[str, Target] = {
+    ".onnx": "onnx",
+    ".so": "tvm",
+    ".mlpackage": "coreml",
+    ".mlmodel": "coreml",
+}
 
 
 def describe(path: Path, truth: Truth) -> Artifact:
