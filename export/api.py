@@ -51,6 +51,7 @@ def export(
     accelerate: str | None = None,
     accelerate_table: TableSource | None = None,
     tvm_extern: str | None = None,
+    xctest: bool = False,
     labels: str | os.PathLike[str] | Sequence[str] | None = None,
     prompts: Sequence[str] | None = None,
     templates: str | Sequence[str] | None = None,
@@ -86,6 +87,8 @@ def export(
             times decide, so that two exports are byte-equal.
         tvm_extern: "vitlet": TVM libraries call vitlet's C++ kernels for its operators. They then
             run where vitlet is installed only.
+        xctest: add a Swift package to the bundle that runs the Core ML programs on an Apple device
+            and compares with the source model; see `vitlet.export.xctest`.
         labels: class names of a classifier: a sequence, or a file with one a line.
         prompts: class names of a CLIP-style model, whose text embeddings go into the bundle.
         templates: prompt templates: a name, or texts with "{}".
@@ -121,6 +124,7 @@ def export(
         accelerate=accelerate,
         accelerate_table=accelerate_table,
         tvm_extern=tvm_extern,
+        xctest=xctest,
     )
     require("torch", extra="torch", why="read a model and export it")
     for target in options.targets:
@@ -136,6 +140,9 @@ def export(
         manifest, golden, graphs = _compile(
             draft.folder, source, words, options, reparameterize, metadata or {}, step
         )
+        if options.xctest:
+            with step("write the test for Apple devices"):
+                _write_xctest(draft.folder, manifest, golden, tolerance)
         report = None
         if verify:
             manifest, report = _verify(draft, manifest, golden, graphs, words, tolerance, step)
@@ -152,7 +159,7 @@ def export(
 
 def _require_quietly(package: str, extra: str, target: str) -> None:
     if package == "coremltools":
-        from vitlet.export.coreml_quiet import quiet_coremltools
+        from vitlet.runtime.coreml.quiet import quiet_coremltools
 
         with quiet_coremltools():
             require(package, extra=extra, why=f"export to {target}")
@@ -277,6 +284,25 @@ def _artifacts(
         )
         for triple in options.triples
     ]
+
+
+def _write_xctest(
+    folder: Path,
+    manifest: Manifest,
+    golden: Mapping[str, NDArray[Any]],
+    tolerance: str | Mapping[str, float] | None,
+) -> None:
+    from vitlet.export.tolerance import parse_tolerance
+    from vitlet.export.xctest import write_xctest
+
+    write_xctest(
+        folder,
+        manifest.artifacts,
+        golden,
+        manifest.preprocess,
+        labels=manifest.labels,
+        tolerance=parse_tolerance(tolerance) if isinstance(tolerance, str) else tolerance,
+    )
 
 
 def _core_ml_metadata(source: Source, given: Mapping[str, str]) -> dict[str, str]:

@@ -21,9 +21,9 @@ from vitlet.data.spec import Preprocess
 from vitlet.errors import StorageError, UnsupportedError, UsageError
 from vitlet.export.coreml_compress import compress
 from vitlet.export.coreml_package import finish_package
-from vitlet.export.coreml_quiet import quiet_coremltools
 from vitlet.export.targets import Batch, batch_range
 from vitlet.export.trace import Graph, trace
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 from vitlet.runtime.manifest import Artifact, TensorSpec
 
 PREDICTED_LABEL = "classLabel"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitlet._extras import require
-from vitlet.errors import CorruptInputError, UnsupportedError
+from vitlet.errors import CorruptInputError, UnsupportedError, VitletError
 from vitlet.runtime.manifest import TensorSpec
 
 HALF_STEP = 2.0**-10  # one unit in the last place of float16, relative
@@ -102,7 +102,9 @@ def read_program(path: Path) -> Program:
         UnsupportedError: it holds something else than an ML program.
         MissingDependencyError: coremltools is not installed.
     """
-    from vitlet.export.coreml_quiet import quiet_coremltools
+    from vitlet.runtime.coreml.executor import MEMORY_LIMIT
+    from vitlet.runtime.coreml.package import check_sizes
+    from vitlet.runtime.coreml.quiet import quiet_coremltools
 
     with quiet_coremltools():
         ct: Any = require("coremltools", extra="coreml", why="read a Core ML program")
@@ -112,11 +114,15 @@ def read_program(path: Path) -> Program:
             model = ct.models.MLModel(str(path), skip_model_load=True)
             spec = model.get_spec()
             kind = spec.WhichOneof("Type")
+            if kind == "mlProgram":
+                check_sizes(path, spec.mlProgram, MEMORY_LIMIT)
             program = kind == "mlProgram" and load(
                 spec,
                 specification_version=spec.specificationVersion,
                 file_weights_dir=model.weights_dir,
             )
+        except VitletError:
+            raise
         except Exception as error:  # the reader raises anything, from C++ down to AssertionError
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CorruptInputError(f"{path} is not a sound Core ML package: {first}") from error

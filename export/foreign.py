@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from vitlet.export.coreml_program import Program
     from vitlet.export.truth import Truth
 
-_KINDS: dict[str, Target] = {".onnx": "onnx", ".so": "tvm", ".mlpackage": "coreml"}
+_KINDS: dict[str, Target] = {
+    ".onnx": "onnx",
+    ".so": "tvm",
+    ".mlpackage": "coreml",
+    ".mlmodel": "coreml",
+}
 
 
 def read_file(path: Path) -> Artifact:

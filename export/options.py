@@ -29,6 +29,7 @@ class Options:
         accelerate: "fp32", "bf16" or "int8" where ONNX files call operators of vitlet; or None.
         accelerate_table: times of layers to decide by; None measures them.
         tvm_extern: "vitlet" where TVM libraries call its C++ kernels; None otherwise.
+        xctest: write a test for Apple devices, of Core ML programs.
     """
 
     targets: tuple[Target, ...]
@@ -42,6 +43,7 @@ class Options:
     accelerate: str | None = None
     accelerate_table: Table | None = None
     tvm_extern: str | None = None
+    xctest: bool = False
 
 
 def resolve(
@@ -57,6 +59,7 @@ def resolve(
     accelerate: str | None = None,
     accelerate_table: TableSource | None = None,
     tvm_extern: str | None = None,
+    xctest: bool = False,
 ) -> Options:
     """Check the arguments of `vitlet.export` and fill in each target's defaults.
 
@@ -73,6 +76,7 @@ def resolve(
         accelerate: "fp32", "bf16" or "int8", for ONNX in fp32.
         accelerate_table: times of an earlier export: its bundle, a JSON file, or a dictionary.
         tvm_extern: "vitlet", for TVM on this machine.
+        xctest: write a test for Apple devices, of Core ML programs.
 
     Raises:
         UsageError: an unknown name, or a value that makes no sense.
@@ -92,6 +96,7 @@ def resolve(
         "accelerate": accelerate,
         "accelerate_table": accelerate_table,
         "tvm_extern": tvm_extern,
+        "xctest": xctest or None,
     }
     resolved: dict[Target, str] = {t: precisions.get(t, RULES[t].precisions[0]) for t in chosen}
     check(
@@ -144,6 +149,7 @@ def resolve(
         accelerate=accelerate,
         accelerate_table=None if accelerate_table is None else read_table(accelerate_table),
         tvm_extern=tvm_extern,
+        xctest=xctest,
     )
 
 

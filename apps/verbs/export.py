@@ -125,6 +125,14 @@ def export(
             rich_help_panel=_TARGET,
         ),
     ] = None,
+    xctest: Annotated[
+        bool,
+        typer.Option(
+            "--xctest",
+            help="Core ML: add a Swift test to run on an Apple device.",
+            rich_help_panel=_TARGET,
+        ),
+    ] = False,
     triple: Annotated[
         str | None,
         typer.Option(
@@ -241,6 +249,7 @@ def export(
                 "opset": opset,
                 "ios": ios,
                 "palette_mode": palette_mode,
+                "xctest": xctest or None,
                 "triple": triple,
                 "tvm_extern": tvm_extern,
                 "accelerate": accelerate,

@@ -10,7 +10,7 @@ import pytest
 from runtime_coreml import save
 
 from vitlet.errors import ShapeError
-from vitlet.export.coreml_quiet import quiet_coremltools
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 from vitlet.export.half import TensorRange, half_ranges, overflow_notes, underflow_notes
 from vitlet.runtime import CoreMLExecutor
 

@@ -14,7 +14,7 @@ from torch import nn
 from vitlet.data.spec import Preprocess
 from vitlet.errors import UsageError
 from vitlet.export.coreml import export_coreml
-from vitlet.export.coreml_quiet import quiet_coremltools
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 from vitlet.export.onnx import export_onnx
 from vitlet.export.trace import graphs
 from vitlet.export.verify import verify

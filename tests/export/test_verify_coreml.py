@@ -158,7 +158,7 @@ def test_a_picture_with_blue_first_is_caught(
 ) -> None:
     import shutil
 
-    from vitlet.export.coreml_quiet import quiet_coremltools
+    from vitlet.runtime.coreml.quiet import quiet_coremltools
 
     folder, artifact = made
     shutil.copytree(folder / "m.mlpackage", tmp_path / "m.mlpackage")

@@ -118,6 +118,11 @@ print([name for name in ("torch", "onnx", "coremltools", "tvm") if name in sys.m
     assert run.stdout.strip() == "[]"
 
 
+def test_runtime_imports_nothing_that_is_built_on_it() -> None:
+    above = r"^\s*(from|import) vitlet\.(export|compress|layers|models|partition|apps)\b"
+    assert not [line for line in matches(above, ".py") if line.startswith("python/vitlet/runtime/")]
+
+
 def test_import_of_vitlet_needs_the_standard_library_only() -> None:
     code = """
 import sys

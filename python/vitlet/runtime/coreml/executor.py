@@ -70,6 +70,7 @@ class CoreMLExecutor:
         inputs: what `run` takes.
         outputs: what it gives.
         states: name -> shape of each state variable.
+        labels: class names or numbers of a classifier, in the order of its probabilities.
     """
 
     def __init__(
@@ -110,7 +111,6 @@ class CoreMLExecutor:
         if missing:
             raise CorruptInputError(f"{path}: the program has no input {', '.join(missing)}")
         self.inputs = tuple(read_feature(e, variables[e.name]) for e in package.inputs)
-        self.outputs: tuple[Feature, ...] = tuple(read_feature(entry) for entry in package.outputs)
         self._limit = memory_limit
         planner = Planner(self._context(None), _Run(self, None, {}).compute)
         self._block: Block = planner.plan(package.program)
@@ -120,11 +120,17 @@ class CoreMLExecutor:
             for name, value in variables.items()
             if name not in {feature.name for feature in self.inputs}
         }
-        given = {value.name: index for index, value in enumerate(package.program.outputs)}
-        lost = [feature.name for feature in self.outputs if feature.name not in given]
+        results = package.program.outputs
+        given = {value.name: index for index, value in enumerate(results)}
+        lost = [entry.name for entry in package.outputs if entry.name not in given]
         if lost:
             raise CorruptInputError(f"{path}: the program has no output {', '.join(lost)}")
-        self._places = [given[feature.name] for feature in self.outputs]
+        self._places = [given[entry.name] for entry in package.outputs]
+        self.outputs: tuple[Feature, ...] = tuple(
+            read_feature(entry, results[place])
+            for entry, place in zip(package.outputs, self._places, strict=True)
+        )
+        self.labels = _labels(self._block)
 
     def make_state(self) -> State:
         """Return the state of a new conversation: zeros."""
@@ -255,3 +261,14 @@ class _Run:
 def _state_shape(variable: Any) -> tuple[int, ...]:
     wrapped = variable.sym_type.wrapped_type()
     return tuple(int(size) for size in wrapped.get_shape())
+
+
+def _labels(block: Block) -> tuple[str | int, ...]:
+    """Return the classes of a classifier; () where the program is none."""
+    for step in block.steps:
+        if step.type == "classify":
+            names = step.args.get("classes")
+            if not isinstance(names, list) or not names:
+                raise CorruptInputError(f"classify at {step.place}: a classifier without labels")
+            return tuple(name if isinstance(name, str) else int(name) for name in names)
+    return ()
