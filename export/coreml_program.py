@@ -125,14 +125,6 @@ def read_program(path: Path) -> Program:
     return _view(spec, program)
 
 
-def describe_package(
-    path: Path,
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], str, bool]:
-    """Return (inputs, outputs, precision, whether the input is a picture) of a package."""
-    program = read_program(path)
-    return program.inputs, program.outputs, program.precision, program.colour is not None
-
-
 def _view(spec: Any, program: Any) -> Program:
     function = program.functions["main"]
     operations = [op for op in function.operations if op.op_type != "const"]

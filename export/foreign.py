@@ -11,7 +11,8 @@ from vitlet.errors import CorruptInputError, UsageError
 from vitlet.runtime.manifest import Artifact, Target, TensorSpec
 
 if TYPE_CHECKING:
-    from vitlet.export.verify import Truth
+    from vitlet.export.coreml_program import Program
+    from vitlet.export.truth import Truth
 
 _KINDS: dict[str, Target] = {".onnx": "onnx", ".so": "tvm", ".mlpackage": "coreml"}
 
@@ -29,11 +30,15 @@ def describe(path: Path, truth: Truth) -> Artifact:
     target = _KINDS.get(path.suffix)
     if target is None:
         raise UsageError(f"{path} is neither a bundle folder nor one of {', '.join(_KINDS)}")
+    details: dict[str, Any] = {}
+    place: Literal["none", "in-graph", "image-type"]
     if target == "coreml":
-        from vitlet.export.coreml_program import describe_package
+        from vitlet.export.coreml_program import read_program
 
-        inputs, outputs, precision, image = describe_package(path)
-        place: Literal["none", "in-graph", "image-type"] = "image-type" if image else "none"
+        program = read_program(path)
+        inputs, outputs, precision = program.inputs, program.outputs, program.precision
+        place = "none" if program.colour is None else "image-type"
+        details["class_labels"] = program.labels is not None and _classifies_softmax(program)
     else:
         from vitlet.runtime.select import open_engine
 
@@ -45,9 +50,19 @@ def describe(path: Path, truth: Truth) -> Artifact:
         names = ", ".join(spec.name for spec in inputs)
         raise UsageError(f"{path.name} takes {names or 'nothing'}: expected one input")
     graph = _graph(inputs[0], truth)
+    chosen = _chosen(outputs, graph, truth)
     return Artifact(
-        target, graph, path.name, precision, tuple(inputs), _chosen(outputs, graph, truth), place
+        target, graph, path.name, precision, tuple(inputs), chosen, place, details=details
     )
+
+
+def _classifies_softmax(program: Program) -> bool:
+    """Whether a classifier's scores come out of a softmax; other tools also give bare logits."""
+    place = program.operations.index("classify")
+    while True:
+        place = next((op for op, users in program.feeds.items() if place in users), -1)
+        if place < 0 or program.operations[place] != "cast":
+            return place >= 0 and program.operations[place] == "softmax"
 
 
 def _graph(spec: TensorSpec, truth: Truth) -> str:

@@ -11,63 +11,24 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vitlet.data.spec import Preprocess
-from vitlet.errors import BundleError, UsageError, VerificationError
-from vitlet.export.cases import KINDS, Case, read_cases
+from vitlet.errors import UsageError, VerificationError
+from vitlet.export.cases import KINDS, Case
 from vitlet.export.execute import execute, runs_here
 from vitlet.export.result import NOT_RUN, ArtifactResult, Report
 from vitlet.export.tolerance import parse_tolerance, tolerance_for
+from vitlet.export.truth import Truth, golden_truth, model_truth
 from vitlet.runtime.accelerate import usable_library
 from vitlet.runtime.bundle import open_bundle
-from vitlet.runtime.manifest import Artifact, Manifest
+from vitlet.runtime.manifest import Artifact
 from vitlet.runtime.progress import Progress, null_progress
-from vitlet.runtime.safetensors import load_file
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from vitlet.export.trace import Graph
 
 __all__ = ["Report", "Truth", "verify", "verify_artifacts"]
-
-
-class Truth:
-    """What artefacts are compared with, and what helps to explain a difference.
-
-    Attributes:
-        name: for the report.
-        cases: graph -> inputs with the right answers.
-        preprocess: how pictures become the artefacts' floats: what the bundle says.
-        wanted: how pictures become the source's floats; the same, unless the bundle is wrong.
-        labels: class names of the logits, if any.
-        prompts: (class names, (classes, D) unit embeddings, logit scale) of a CLIP-style bundle.
-        graphs: the deployable torch graphs, for weights of Core ML and for `first_bad`; empty
-            where torch is not used.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        golden: Mapping[str, NDArray[Any]],
-        preprocess: Preprocess | None,
-        *,
-        wanted: Preprocess | None = None,
-        labels: Sequence[str] | None = None,
-        prompts: tuple[Sequence[str], NDArray[np.float32], float] | None = None,
-        graphs: Sequence[Graph] = (),
-    ) -> None:
-        self.name = name
-        self.cases = read_cases(golden)
-        self.preprocess = preprocess
-        self.wanted = wanted or preprocess
-        self.labels = labels
-        self.prompts = prompts
-        self.graphs = {graph.name: graph for graph in graphs}
 
 
 def verify(
@@ -117,9 +78,9 @@ def verify(
         manifest, folder = bundle.manifest, bundle.path
         artifacts: Sequence[Artifact] = manifest.artifacts
         truth = (
-            _golden_truth(manifest, folder)
+            golden_truth(manifest, folder)
             if against is None
-            else _model_truth(against, weights, images, manifest, folder, step)
+            else model_truth(against, weights, images, manifest, folder, step)
         )
     else:
         if against is None:
@@ -129,7 +90,7 @@ def verify(
             )
         from vitlet.export.foreign import describe
 
-        truth = _model_truth(against, weights, images, None, path.parent, step)
+        truth = model_truth(against, weights, images, None, path.parent, step)
         artifacts, folder = [describe(path, truth)], path.parent
     made = verify_artifacts(
         folder,
@@ -179,7 +140,7 @@ def verify_artifacts(
         cases = [case for case in truth.cases.get(artifact.graph, []) if case.kind in kinds]
         with step(f"verify {artifact.file}"):
             result = _check_one(Path(folder) / artifact.file, artifact, truth, cases, tolerance)
-        if first_bad and result.status == "failed" and artifact.target != "coreml":
+        if first_bad and result.status == "failed":
             with step(f"find the first wrong layer of {artifact.file}"):
                 result = _explain(Path(folder) / artifact.file, artifact, result, truth, cases)
         results.append(result)
@@ -216,9 +177,9 @@ def _check_one(
     rounds = "int8" if _rounds_to_8_bits(artifact) else artifact.precision
     limits = tolerance_for(artifact.target, rounds, dict(override or {}))
     if artifact.target == "coreml":
-        from vitlet.export.inspect_coreml import inspect
+        from vitlet.export.coreml_check import check_coreml
 
-        return inspect(path, artifact, truth, cases)
+        return check_coreml(path, artifact, truth, cases, limits)
     reason = runs_here(artifact)
     if not reason and not cases:
         reason = f"there is no case for the graph {artifact.graph!r} of the kinds asked for"
@@ -290,106 +251,3 @@ def _inputs(inputs: str | os.PathLike[str] | None) -> tuple[tuple[str, ...], lis
     if not images:
         raise UsageError(f"{folder} holds no images (of {', '.join(endings)})")
     return ("real",), images
-
-
-def _prompts(
-    manifest: Manifest, folder: Path
-) -> tuple[Sequence[str], NDArray[np.float32], float] | None:
-    prompts = manifest.prompts
-    if prompts is None:
-        return None
-    table = load_file(folder / prompts.file)["embeddings"].astype(np.float32)
-    return prompts.classes, table, prompts.logit_scale
-
-
-def _golden_truth(manifest: Manifest, folder: Path) -> Truth:
-    if not manifest.golden:
-        raise BundleError(
-            f"{folder.name} has no golden file: verify it against the model it was made from"
-        )
-    golden: dict[str, NDArray[Any]] = {}
-    for name in dict.fromkeys(manifest.golden.values()):
-        golden.update(load_file(folder / name))
-    return Truth(
-        "the bundle's golden outputs",
-        golden,
-        manifest.preprocess,
-        labels=manifest.labels,
-        prompts=_prompts(manifest, folder),
-    )
-
-
-def _zoo_model(
-    name: str, weights: str | os.PathLike[str] | None, manifest: Manifest | None
-) -> nn.Module:
-    """Build the model that a bundle was made from, as far as its name and configuration tell."""
-    from vitlet.models.registry import create_model, model_info
-
-    info = model_info(name)
-    if weights is None and info.weights is None:
-        raise UsageError(
-            f"{name} has no weights of its own, and random ones prove nothing: say with weights "
-            "(--weights) which checkpoint the artefacts were made from"
-        )
-    used = manifest.model if manifest is not None and manifest.model.get("name") == name else {}
-    # What the registry says anyway is not passed on: that would mean another model than the
-    # published one, whose weights then do not apply.
-    plain = {key: _plain(value) for key, value in info.config.items()}
-    given = {
-        key: value
-        for key, value in used.get("config", {}).items()
-        if key not in plain or plain[key] != _plain(value)
-    }
-    return create_model(name, None if weights is None else Path(weights), **given)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as it comes back from JSON."""
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _model_truth(
-    against: str | nn.Module,
-    weights: str | os.PathLike[str] | None,
-    images: list[Path] | None,
-    manifest: Manifest | None,
-    folder: Path,
-    step: Progress,
-) -> Truth:
-    from vitlet.compress.reparameterize import reparameterize
-    from vitlet.export.golden import make_golden
-    from vitlet.export.trace import graphs
-
-    if isinstance(against, str):
-        with step(f"build {against}"):
-            model = _zoo_model(against, weights, manifest)
-    else:
-        if weights is not None:
-            raise UsageError("weights go with a zoo name, not with a module")
-        model = against
-    info = getattr(model, "info", None)
-    theirs = manifest.preprocess if manifest else None
-    # The model's own description counts for the truth: the bundle's may be what is wrong.
-    wanted = info.preprocess if info else theirs
-    name = against if isinstance(against, str) else type(model).__name__
-    if theirs and wanted and (theirs.size, theirs.mode) != (wanted.size, wanted.mode):
-        raise UsageError(
-            f"the bundle takes {theirs.mode} pictures of {theirs.size}, {name} takes "
-            f"{wanted.mode} of {wanted.size}: they are not the same model"
-        )
-    with step(f"run {name} on the inputs"):
-        shape = (wanted.channels, *wanted.size) if wanted else None
-        merged = manifest is None or manifest.model.get("reparameterized", True)
-        deployable = graphs(reparameterize(model) if merged else model, shape)
-        golden = make_golden(model, deployable, wanted, images=images)
-    return Truth(
-        f"{name}, run in torch",
-        golden,
-        theirs or wanted,
-        wanted=wanted,
-        labels=manifest.labels if manifest else None,
-        prompts=_prompts(manifest, folder) if manifest else None,
-        graphs=deployable,
-    )

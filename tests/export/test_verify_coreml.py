@@ -18,7 +18,7 @@ from vitlet.export.cases import Case, write_cases
 from vitlet.export.coreml import export_coreml
 from vitlet.export.coreml_program import Weight
 from vitlet.export.coreml_weights import Source, match_weights
-from vitlet.export.result import INSPECTED, ArtifactResult
+from vitlet.export.result import EXECUTED, ArtifactResult
 from vitlet.export.trace import Graph, graphs
 from vitlet.export.verify import Truth, verify_artifacts
 from vitlet.runtime.manifest import Artifact
@@ -35,8 +35,8 @@ def truth_of(graph: Graph, spec: Preprocess) -> Truth:
     return Truth("it", write_cases([replace(case, output=output)]), spec, graphs=[graph])
 
 
-def look(folder: Path, artifact: Artifact, truth: Truth) -> ArtifactResult:
-    return verify_artifacts(folder, [artifact], truth, subject="test").artifacts[0]
+def look(folder: Path, artifact: Artifact, truth: Truth, **more: Any) -> ArtifactResult:
+    return verify_artifacts(folder, [artifact], truth, subject="test", **more).artifacts[0]
 
 
 def failures(result: ArtifactResult) -> set[str]:
@@ -63,9 +63,13 @@ def test_sound_programs_pass(
     if options.get("preprocess"):
         options = {**options, "preprocess": small_spec}
     artifact = export_coreml(graph, tmp_path / "m.mlpackage", **options)
-    result = look(tmp_path, artifact, truth_of(graph, small_spec))
+    # One picture and made-up weights: the best class of 16 entries per tensor says nothing.
+    loose = {"top1": 0.0} if options["precision"] == "palette4" else None
+    result = look(tmp_path, artifact, truth_of(graph, small_spec), tolerance=loose)
     assert result.status == "passed", result.reasons
-    assert result.method == INSPECTED == "program inspected, not executed"
+    assert result.method == EXECUTED and result.engine.startswith("vitlet's Core ML executor")
+    assert result.figures["cosine"] > 0.9 and result.checks
+    assert ("cosine_fp32" in result.figures) == (options["precision"] != "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +209,8 @@ def test_without_the_source_the_result_says_what_was_not_compared(
     truth = truth_of(graphs(small_vit, SHAPE)[0], small_spec)
     truth.graphs = {}
     result = look(*made, truth)
-    assert result.status == "passed" and "weights not compared" in result.warnings[0]
+    assert result.status == "passed" and result.method == EXECUTED
+    assert any("weights not compared" in warning for warning in result.warnings)
 
 
 def test_text_towers_are_compared_too(

@@ -87,7 +87,12 @@ def open_engine(
 
         return TvmEngine(path, artifact, threads)
 
-    makers = {"onnxruntime": ort, "tvm": tvm}
+    def coreml() -> Engine:
+        from vitlet.runtime.coreml.engine import CoreMLEngine
+
+        return CoreMLEngine(path, artifact)
+
+    makers = {"onnxruntime": ort, "tvm": tvm, "coreml": coreml}
     return makers[name]()
 
 
