@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from vitlet.errors import UnsupportedError
 from vitlet.export.coreml_program import Program, Weight
 from vitlet.export.coreml_source import source_facts
-from vitlet.export.coreml_weights import Source, layouts, match_weights
+from vitlet.export.coreml_weights import layouts, match_weights
 
 Array = NDArray[Any]
 
@@ -46,7 +46,7 @@ def run_on_stored_weights(
     for name, parts in found.pairs.items():
         # A product of two: the first takes all of the change, the second stays.
         exact = facts.tensors[parts[0]].values
-        scale = 1.0
+        scale: Array | float = 1.0
         if len(parts) == 2:
             scale = _column(facts.tensors[parts[1]].values, stored[name].values)
         elif (factor := _factor(stored[name], exact, facts.scalars)) is not None:
@@ -60,9 +60,7 @@ def run_on_stored_weights(
 class _Replacing(fx.Interpreter):
     """Runs a traced graph, with other values for tensors named as in `source_facts`."""
 
-    def __init__(
-        self, traced: torch.export.ExportedProgram, values: Mapping[str, Tensor]
-    ) -> None:
+    def __init__(self, traced: torch.export.ExportedProgram, values: Mapping[str, Tensor]) -> None:
         super().__init__(traced.graph_module)
         self._names = _held(traced)
         self._replaced = values
