@@ -107,7 +107,7 @@ def export_coreml(
     with quiet_coremltools():
         program = trace(source, batch).run_decompositions({})
         _check_operators(ct, program, graph.name)
-        half = HalfSelector(program, keep_fp32, wrapper(source.module))
+        half = HalfSelector(program, keep_fp32, wrapper(source.module), outputs[0].name)
         model = _convert(
             ct, source, program, outputs[0].name, precision, ios, batch, preprocess, labels, half
         )

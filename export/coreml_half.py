@@ -29,15 +29,19 @@ class HalfSelector:
         program: the traced program that is converted.
         keep: names of operations or modules to hold in float32.
         inside: path of the wrappers around the user's module, which is left out of module paths.
+        output: the program's name for what it gives.
     """
 
     def __init__(
-        self, program: torch.export.ExportedProgram, keep: Sequence[str] = (), inside: str = ""
+        self,
+        program: torch.export.ExportedProgram,
+        keep: Sequence[str],
+        inside: str,
+        output: str,
     ) -> None:
-        self._modules = modules_of(program, inside)
+        self._modules = modules_of(program, inside, output)
         self._keep = tuple(keep)
         self._used: set[str] = set()
-        self.halved: list[str] = []  # names of those that compute in float16
 
     def __call__(self, operation: Any) -> bool:
         """Whether a MIL operation may be float16."""
@@ -47,11 +51,7 @@ class HalfSelector:
         module = module_of(name, self._modules)
         named = [k for k in self._keep if k == name or f"{module}.".startswith(f"{k}.")]
         self._used.update(named)
-        if named or self._is_held_move(operation) or _follows_norm(operation, 3):
-            return False
-        if operation.op_type not in MOVES:
-            self.halved.append(name)
-        return True
+        return not (named or self._is_held_move(operation) or _follows_norm(operation, 3))
 
     def check(self) -> None:
         """Refuse names that meant nothing.
@@ -91,8 +91,11 @@ class HalfSelector:
         return any(f"{module}.".startswith(f"{k}.") for k in self._keep)
 
 
-def modules_of(program: torch.export.ExportedProgram, inside: str = "") -> dict[str, str]:
-    """Return node -> path of the torch module that it is in; "" for the model itself."""
+def modules_of(program: torch.export.ExportedProgram, inside: str, output: str) -> dict[str, str]:
+    """Return node -> path of the torch module that it is in; "" for the model itself.
+
+    coremltools calls the last one what the output is called.
+    """
     found = {}
     for node in program.graph.nodes:
         if node.op == "call_function":
@@ -100,7 +103,8 @@ def modules_of(program: torch.export.ExportedProgram, inside: str = "") -> dict[
             path = str(stack[-1][0]) if stack else ""
             path = path.removeprefix(inside).removeprefix(".") if inside else path
             found[node.name] = path
-    return found
+    last = program.graph.output_node().args[0][0]
+    return {**found, output: found.get(getattr(last, "name", ""), "")}
 
 
 def module_of(operation: str, modules: dict[str, str]) -> str:

@@ -23,7 +23,7 @@ from vitlet.export.cases import Case
 from vitlet.export.compare import compare
 from vitlet.export.coreml_half import MOVES
 from vitlet.export.tolerance import Tolerance
-from vitlet.runtime.coreml import CoreMLExecutor
+from vitlet.runtime.coreml import CoreMLExecutor, Operation
 
 Array = NDArray[Any]
 Compute = Callable[[dict[str, Any]], tuple[Any, ...]]
@@ -64,21 +64,17 @@ class Trial:
 
     def __init__(
         self,
-        path: Path,
-        rounded: set[str],
+        exact: Path,
+        half: Path,
         cases: Sequence[Case],
         feeds: Sequence[Array],
         limits: Tolerance,
     ) -> None:
-        self._executor = CoreMLExecutor(path)
+        self._executor = CoreMLExecutor(exact)
         self._cases, self._feeds, self._limits = cases, feeds, limits
         self._operations = self._executor.operations
-        # coremltools names what it made float16 after what it was.
-        self.candidates = tuple(
-            operation
-            for operation in self._operations
-            if operation.type not in MOVES and f"{operation.name}_cast_fp16" in rounded
-        )
+        names = _halved(self._operations, CoreMLExecutor(half).operations)
+        self.candidates = tuple(o for o in self._operations if o.name in names)
         self.runs = 0
         self._facts: dict[str, _Fact] = {}
         self._order: list[str] = []
@@ -115,8 +111,8 @@ class Trial:
         rest = [name for name in self._order if name not in keep]
         return keep | frozenset(rest[: max(len(keep), 1)])
 
-    def facts(self) -> list[Kept]:
-        """Return what was found of each candidate, in the program's order."""
+    def facts(self, keep: frozenset[str]) -> list[Kept]:
+        """Return what was found of operations, in the program's order."""
         return [
             Kept(
                 operation.name,
@@ -127,6 +123,7 @@ class Trial:
                 operation.elements,
             )
             for operation in self.candidates
+            if operation.name in keep
         ]
 
     def _rank(self) -> None:
@@ -221,6 +218,25 @@ class Trial:
             if size == 1:
                 return keep
             size //= 2
+
+
+def _halved(exact: Sequence[Operation], half: Sequence[Operation]) -> set[str]:
+    """Return the float32 program's names of what the other computes in float16.
+
+    Both hold the same operations in the same order but for casts and moves. Names differ now and
+    then; what became float16 ends in "_cast_fp16".
+    """
+    ones, others = (
+        [o for o in operations if o.type not in MOVES and o.type != "cast"]
+        for operations in (exact, half)
+    )
+    if [o.type for o in ones] != [o.type for o in others]:
+        raise UnsupportedError(
+            "keep_fp32='auto' cannot follow this graph: its float16 program has other operations "
+            "than its float32 program; name the layers to keep"
+        )
+    pairs = zip(ones, others, strict=True)
+    return {one.name for one, other in pairs if other.name.endswith("_cast_fp16")}
 
 
 @dataclass

@@ -125,16 +125,15 @@ def choose_fp32(
             half = folder / "half.mlpackage"
             export_coreml(source, half, precision="fp16", **settings)
             before = _real(half, usable, feeds, limits, graph.name)
-            rounded = {operation.name for operation in CoreMLExecutor(half).operations}
             exact = folder / "exact.mlpackage"
             export_coreml(source, exact, precision="fp32", **settings)
-            trial = Trial(exact, rounded, usable, feeds, limits)
+            trial = Trial(exact, half, usable, feeds, limits)
             if before.passed:
                 return Decision((), before, before, len(trial.candidates))
             keep = trial.search()
             for attempt in range(_ROUNDS):
                 path = folder / f"{attempt}.mlpackage"
-                export_coreml(source, path, precision="fp16", keep_fp32=sorted(keep), **settings)
+                export_coreml(source, path, keep_fp32=sorted(keep), **settings)
                 after = _real(path, usable, feeds, limits, graph.name)
                 if after.passed:
                     break
@@ -146,11 +145,13 @@ def choose_fp32(
                     "with precision fp32"
                 )
     with quiet_coremltools():
-        modules = modules_of(trace(source, batch).run_decompositions({}), wrapper(source.module))
+        modules = modules_of(
+            trace(source, batch).run_decompositions({}),
+            wrapper(source.module),
+            source.outputs[0].name,
+        )
     kept = tuple(
-        replace(entry, layer=module_of(entry.name, modules))
-        for entry in trial.facts()
-        if entry.name in keep
+        replace(entry, layer=module_of(entry.name, modules)) for entry in trial.facts(keep)
     )
     return Decision(kept, before, after, len(trial.candidates), trial.runs)
 

@@ -101,10 +101,10 @@ def test_holds_nothing_where_float16_is_enough() -> None:
 
 
 def test_holds_more_for_a_tighter_tolerance_and_each_of_them_is_needed() -> None:
-    _, some = decide(1.0, rel=1e-4)
+    _, some = decide(1.0, rel=5e-4)
     assert not some.before.passed and some.after.passed
     assert 0 < len(some.names) < some.operations
-    assert some.after.relative <= 1e-4 < some.before.relative
+    assert some.after.relative <= 5e-4 < some.before.relative
 
 
 def test_a_tolerance_that_float32_misses_is_refused() -> None:
@@ -114,15 +114,15 @@ def test_a_tolerance_that_float32_misses_is_refused() -> None:
 
 def test_named_modules_keep_their_weights_and_results_in_float32(tmp_path: Path) -> None:
     (graph,) = graphs(model(1.0), (3, 16, 16))
-    export_coreml(graph, tmp_path / "m.mlpackage", keep_fp32=["blocks.1"])
+    export_coreml(graph, tmp_path / "m.mlpackage", keep_fp32=["blocks.1", "head"])
     program = read_program(tmp_path / "m.mlpackage")
     single = {weight.values.shape for weight in program.weights if weight.relative < 1e-4}
-    assert single == {(32, 16), (32,), (16, 32), (16,)}
+    assert single == {(32, 16), (32,), (16, 32), (16,), (10, 16), (10,)}
     kinds = {name: [] for name in ("fp16", "fp32")}  # type: dict[str, list[str]]
     executor = CoreMLExecutor(tmp_path / "m.mlpackage")
     feed = {"image": np.zeros((1, 3, 16, 16), np.float32)}
     executor.run(feed, watch=lambda value: kinds[value.declared].append(value.op))
-    assert kinds["fp32"].count("linear") == 2 and kinds["fp16"].count("linear") == 5
+    assert kinds["fp32"].count("linear") == 3 and kinds["fp16"].count("linear") == 4
 
 
 def test_an_unknown_name_is_refused_with_what_is_like_it(tmp_path: Path) -> None:
