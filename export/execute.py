@@ -119,7 +119,8 @@ def _run_cases(
         outputs = run_batched(engine.run, sizes, {given: array})
         if taken not in outputs:
             raise ShapeError(f"the artefact gives {', '.join(outputs)}, expected {taken}")
-        return outputs[taken].astype(np.float32)
+        array = outputs[taken].astype(np.float32)
+        return array.reshape(len(array), -1) if array.ndim else array
 
     pairs = [(case, feed(case, artifact, truth)) for case in cases]
     usable = [(case, array) for case, array in pairs if array is not None]

@@ -10,69 +10,9 @@ belongs to nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
-
-from vitlet.data.spec import Preprocess
-from vitlet.errors import UnsupportedError
-from vitlet.export.cases import Case
-from vitlet.export.pairing import Named, Pairing, Step, distance, pair, run_source
+from vitlet.export.pairing import Named, Pairing, Step, distance
 from vitlet.export.result import FirstBad
-from vitlet.export.trace import Graph, trace
-from vitlet.export.traces import artifact_tensors
-from vitlet.layers.fused_mixer import fuse_mixers
-from vitlet.runtime.manifest import Artifact
-
-Array = NDArray[Any]
-
-
-def first_bad_layer(
-    path: Path,
-    artifact: Artifact,
-    graph: Graph,
-    case: Case,
-    preprocess: Preprocess | None,
-    wanted: Preprocess | None = None,
-) -> FirstBad | None:
-    """Return the first diverging layer of an artefact for one input; None if none is.
-
-    Args:
-        path: the artefact.
-        artifact: its entry.
-        graph: the deployable graph that it was compiled from.
-        case: an input for which the outputs differ.
-        preprocess: how the artefact's input is made.
-        wanted: how the source's is made, where that is not the same.
-
-    Raises:
-        UnsupportedError: the artefact cannot take the case.
-    """
-    steps, held = both_traces(path, artifact, graph, case, preprocess, wanted)
-    return first_bad(steps, held, pair(steps, held, artifact.precision))
-
-
-def both_traces(
-    path: Path,
-    artifact: Artifact,
-    graph: Graph,
-    case: Case,
-    preprocess: Preprocess | None,
-    wanted: Preprocess | None = None,
-) -> tuple[list[Step], list[Named]]:
-    """Return every tensor of the source and of the artefact for one input; as `first_bad_layer`."""
-    if artifact.target == "tvm":  # there a mixer is one function, with nothing to see inside
-        graph = replace(graph, module=fuse_mixers(graph.module, "fp32"))
-    steps = run_source(trace(graph, 1), case.floats(wanted or preprocess))
-    if artifact.preprocess != "none":
-        if not case.is_pixels or preprocess is None:
-            raise UnsupportedError(f"{artifact.file} takes pixels and {case.name} has none")
-        given: Array = case.pixels(preprocess)
-    else:
-        given = case.floats(preprocess).astype(artifact.inputs[0].dtype)
-    return steps, artifact_tensors(path, artifact, {artifact.inputs[0].name: given})
 
 
 def first_bad(steps: Sequence[Step], held: Sequence[Named], pairing: Pairing) -> FirstBad | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,12 +18,11 @@ if TYPE_CHECKING:
 _KINDS: dict[str, Target] = {".onnx": "onnx", ".so": "tvm", ".mlpackage": "coreml"}
 
 
-def describe(path: Path, truth: Truth) -> Artifact:
-    """Return what a manifest would say of a file, as far as the file and the truth tell.
+def read_file(path: Path) -> Artifact:
+    """Return what a manifest would say of a file, as far as the file tells; with all its outputs.
 
     Raises:
-        UsageError: there is no such file, it is of an unknown kind, or it has not one input and one
-            output that fit the model.
+        UsageError: there is no such file, it is of an unknown kind, or takes several inputs.
         CorruptInputError: it cannot be read.
     """
     if not path.exists():
@@ -49,11 +49,21 @@ def describe(path: Path, truth: Truth) -> Artifact:
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
         raise UsageError(f"{path.name} takes {names or 'nothing'}: expected one input")
-    graph = _graph(inputs[0], truth)
-    chosen = _chosen(outputs, graph, truth)
     return Artifact(
-        target, graph, path.name, precision, tuple(inputs), chosen, place, details=details
+        target, "model", path.name, precision, tuple(inputs), tuple(outputs), place, details=details
     )
+
+
+def describe(path: Path, truth: Truth) -> Artifact:
+    """Return what a manifest would say of a file, as far as the file and the truth tell.
+
+    Raises:
+        UsageError: as `read_file`; or no single output fits the model.
+        CorruptInputError: it cannot be read.
+    """
+    found = read_file(path)
+    graph = _graph(found.inputs[0], truth)
+    return replace(found, graph=graph, outputs=_chosen(found.outputs, graph, truth))
 
 
 def _classifies_softmax(program: Program) -> bool:

@@ -64,7 +64,9 @@ def inspect(path: Path, artifact: Artifact, truth: Truth, cases: Sequence[Case])
     warnings: list[str] = []
     figures: dict[str, float] = {}
     graph = truth.graphs.get(artifact.graph)
-    if graph is None:
+    if truth.reference is not None:
+        warnings.append("weights not compared: the truth is a file, not the model")
+    elif graph is None:
         kept = artifact.verification.get("status", "not run")
         warnings.append(
             "weights not compared here, for want of the source model; the bundle's checksums tie "

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vitlet.data.spec import Preprocess
 from vitlet.errors import BundleError, UsageError
-from vitlet.export.cases import read_cases
+from vitlet.export.cases import Case, read_cases
 from vitlet.runtime.manifest import Manifest
 from vitlet.runtime.progress import Progress
 from vitlet.runtime.safetensors import load_file
@@ -20,6 +20,7 @@ from vitlet.runtime.safetensors import load_file
 if TYPE_CHECKING:
     from torch import nn
 
+    from vitlet.export.reference import Reference
     from vitlet.export.trace import Graph
 
 
@@ -33,8 +34,9 @@ class Truth:
         wanted: how pictures become the source's floats; the same, unless the bundle is wrong.
         labels: class names of the logits, if any.
         prompts: (class names, (classes, D) unit embeddings, logit scale) of a CLIP-style bundle.
-        graphs: the deployable torch graphs, for weights of Core ML and for `first_bad`; empty
-            where torch is not used.
+        graphs: the deployable torch graphs, for weights of Core ML and for layers; empty where
+            torch is not used.
+        reference: the compiled file that is the truth, if it is one.
     """
 
     def __init__(
@@ -47,14 +49,17 @@ class Truth:
         labels: Sequence[str] | None = None,
         prompts: tuple[Sequence[str], NDArray[np.float32], float] | None = None,
         graphs: Sequence[Graph] = (),
+        cases: dict[str, list[Case]] | None = None,
+        reference: Reference | None = None,
     ) -> None:
         self.name = name
-        self.cases = read_cases(golden)
+        self.cases = read_cases(golden) if cases is None else cases
         self.preprocess = preprocess
         self.wanted = wanted or preprocess
         self.labels = labels
         self.prompts = prompts
         self.graphs = {graph.name: graph for graph in graphs}
+        self.reference = reference
 
 
 def _prompts(
@@ -121,7 +126,7 @@ def _plain(value: Any) -> Any:
 
 
 def model_truth(
-    against: str | nn.Module,
+    against: str | os.PathLike[str] | nn.Module,
     weights: str | os.PathLike[str] | None,
     images: list[Path] | None,
     manifest: Manifest | None,
@@ -145,7 +150,8 @@ def model_truth(
     from vitlet.export.golden import make_golden
     from vitlet.export.trace import graphs
 
-    if isinstance(against, str):
+    if isinstance(against, str | os.PathLike):
+        against = str(against)
         with step(f"build {against}"):
             model = _zoo_model(against, weights, manifest)
     else:

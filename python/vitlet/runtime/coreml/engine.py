@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vitlet.errors import UsageError
-from vitlet.runtime.coreml.executor import CoreMLExecutor, Value
+from vitlet.runtime.coreml.executor import CoreMLExecutor
 from vitlet.runtime.coreml.features import Feature
 from vitlet.runtime.engine import Arrays
 from vitlet.runtime.manifest import Artifact, TensorSpec
@@ -64,20 +64,6 @@ class CoreMLEngine:
             CorruptInputError: the program cannot be computed as it stands.
         """
         return self._arrays(self.executor.run(dict(feeds)))
-
-    def run_traced(self, feeds: Arrays) -> tuple[Arrays, list[tuple[str, Any]]]:
-        """Compute every output, and keep every floating-point value inside.
-
-        Returns:
-            The outputs as `run` gives them, and (name, float32 array) in the program's order.
-        """
-        kept: list[tuple[str, Any]] = []
-
-        def watch(value: Value) -> None:
-            if value.array.dtype.kind == "f":
-                kept.append((value.name, value.array.copy()))
-
-        return self._arrays(self.executor.run(dict(feeds), watch=watch)), kept
 
     def _arrays(self, results: dict[str, Any]) -> Arrays:
         made: Arrays = {}

@@ -19,8 +19,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+<<<<<<< HEAD
 from dataclasses import dataclass
 from functools import partial
+=======
+from dataclasses import dataclass, replace
+>>>>>>> verify
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -48,12 +52,14 @@ class Value:
         op: type of the operation that made it.
         declared: its element type in the program, such as "fp16".
         array: float32, int32 or bool; valid until `watch` returns.
+        inputs: names of the values that the operation took, without constants.
     """
 
     name: str
     op: str
     declared: str
     array: NDArray[Any]
+    inputs: tuple[str, ...] = ()
 
 
 Watch = Callable[[Value], None]
@@ -223,6 +229,8 @@ class _Run:
         self._watch = watch
         self._intercept = intercept
         self._values = values
+        # slot -> name of the value, for `watch`
+        self._names = {number: name for name, number in executor._slots.items()} if watch else {}
 
     def block(self, block: Block) -> list[Any]:
         """Run the steps of a block whose inputs are in place."""
@@ -237,11 +245,21 @@ class _Run:
                 results = self._intercept(step.outputs[0][1], args, partial(self.compute, step))
             for (number, name, declared, _), value in zip(step.outputs, results, strict=True):
                 values[number] = value
-                if self._watch is not None and hasattr(value, "numpy"):
-                    self._watch(Value(name, step.type, declared, value.numpy()))
+                if self._watch is not None:
+                    self._show(step, number, Value(name, step.type, declared, value))
             for number in step.frees:
                 del values[number]
         return [bound(value, values) for value in block.outputs]
+
+    def _show(self, step: Step, number: int, value: Value) -> None:
+        """Give a value to `watch`, if it is a tensor."""
+        from vitlet.runtime.coreml.plan import slot_numbers
+
+        self._names[number] = value.name
+        if self._watch is not None and hasattr(value.array, "numpy"):
+            taken = [self._names[s] for s in slot_numbers(step.args.values()) if s in self._names]
+            inputs = tuple(dict.fromkeys(taken))
+            self._watch(replace(value, array=value.array.numpy(), inputs=inputs))
 
     def nested(self, block: Block, arguments: Sequence[Any]) -> list[Any]:
         """Run a nested block on arguments."""
