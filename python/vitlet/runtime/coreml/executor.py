@@ -19,12 +19,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-<<<<<<< HEAD
-from dataclasses import dataclass
-from functools import partial
-=======
 from dataclasses import dataclass, replace
->>>>>>> verify
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
