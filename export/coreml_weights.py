@@ -160,13 +160,20 @@ def _product(
 
 
 def layouts(values: Array, shape: tuple[int, ...]) -> Iterator[Array]:
-    """Give the tensor in every order that a reshape or transposition into `shape` can give."""
+    """Give the tensor in every order that a reshape or transposition into `shape` can give.
+
+    Height and width of a kernel keep their order: swapped they are another kernel.
+    """
     yield values.reshape(shape)
     squeezed = values.squeeze()
     wanted = tuple(size for size in shape if size != 1)
     if not 1 < squeezed.ndim <= 4:
         return
+    kernel = values.ndim == len(shape) == 4 and min(values.shape[2:]) > 1
+    last = squeezed.ndim - 1
     for order in itertools.permutations(range(squeezed.ndim)):
+        if kernel and order.index(last) < order.index(last - 1):
+            continue
         if order != tuple(range(squeezed.ndim)):
             if tuple(squeezed.shape[axis] for axis in order) == wanted:
                 yield squeezed.transpose(order).reshape(shape)

@@ -1,4 +1,4 @@
-"""Weights as a Core ML program stores them: how far off they may be, and what torch makes of them."""
+"""Weights as a Core ML program stores them: how far off they may be; torch run on them."""
 
 from __future__ import annotations
 
