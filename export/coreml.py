@@ -1,8 +1,8 @@
 """Core ML programs (`.mlpackage`), made on any system.
 
-The route is `torch.export`: tracing with `torch.jit` fails on the attention of half the zoo. Core
-ML can be run only on Apple systems; here the program is built, compressed, written reproducibly and
-read back (`vitlet.export.inspect_coreml`).
+The route is `torch.export`: tracing with `torch.jit` fails on the attention of half the zoo. Here
+the program is built, compressed and written reproducibly; `vitlet.export.coreml_check` reads it
+back and executes it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Checks a Core ML program by reading it, where Core ML itself cannot run.
+"""Checks a Core ML program by reading it; `vitlet.export.coreml_check` executes it besides.
 
 What is proved: the interface; that pixels are scaled and normalized exactly once, as the model
 wants; that every weight is the source's, element by element, and none is missing; that the weights
 sit in the same order in the data flow; that convolutions, normalizations and GELUs have the
-source's settings; and that the traced graph itself, run in torch, gives the golden outputs. What is
-not: the arithmetic of a phone's processors. The result says "program inspected, not executed".
+source's settings; and that the traced graph itself, run in torch, gives the golden outputs. Where
+that is all, the result says "program inspected, not executed".
 """
 
 from __future__ import annotations

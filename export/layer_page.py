@@ -93,7 +93,7 @@ def _title(row: LayerRow) -> str:
 
 
 def _kind(row: LayerRow) -> str:
-    if row.mark == "first bad" or not row.agrees:
+    if not row.agrees:
         return ' class="bad"'
     return ' class="most"' if row.mark else ""
 

@@ -20,7 +20,7 @@ from vitlet.export.compare import compare
 from vitlet.export.feed import feed
 from vitlet.export.firstbad import first_bad
 from vitlet.export.half import HALF_MAX
-from vitlet.export.pairing import Pairing, Step, distance, nearest, pair, run_source
+from vitlet.export.pairing import Pairing, Step, distance, movement, nearest, pair, run_source
 from vitlet.export.result import ArtifactResult, LayerRow
 from vitlet.export.trace import trace
 from vitlet.export.traces import artifact_steps
@@ -61,7 +61,9 @@ def look_inside(
         return result
     inside = artifact_steps(path, artifact, {artifact.inputs[0].name: given})
     held = [(step.name, step.value) for step in inside]
-    pairing = pair(steps, held, artifact.precision)
+    other = next((c for c in cases if c is not case and feed(c, artifact, truth) is not None), None)
+    moved = movement(steps, _source_steps(artifact, truth, other)) if other else None
+    pairing = pair(steps, held, artifact.precision, moved)
     found = first_bad(steps, held, pairing)
     rows = layer_rows(steps, inside, pairing, found.node if found else "") if layers else ()
     bad = found if result.status == "failed" else None
@@ -92,10 +94,8 @@ def layer_rows(
     """
     rows: dict[str, LayerRow] = {}
     noise: dict[str, float] = {}
-    free = {
-        size: [index for index in listed if index not in pairing.taken]
-        for size, listed in pairing.by_size.items()
-    }
+    free = [index for index in range(len(inside)) if index not in pairing.taken]
+    last = -1
     for step in steps:
         incoming = max((noise.get(name, 0.0) for name in step.before), default=0.0)
         noise[step.name] = incoming
@@ -106,11 +106,14 @@ def layer_rows(
         partner = pairing.partner.get(step.name)
         agrees = step.name in pairing.sound
         if partner is None and not agrees:
-            partner = _stand_in(step, inside, free.get(step.value.size, []))
+            partner = _stand_in(step, inside, free, last)
+            if partner is not None:
+                free.remove(partner)
         if partner is None or (step.moves_only and before is not None and before.tensor):
             if before is None and not step.moves_only:
                 rows[key] = LayerRow(step.module, step.op, step.name, "")
             continue
+        last = max(last, partner)
         row = _compared(step, inside[partner], agrees)
         noise[step.name] = 10 ** (-(row.snr_db or 0.0) / 10)
         added = (before.added if before else 0.0) + max(0.0, noise[step.name] - incoming)
@@ -118,19 +121,33 @@ def layer_rows(
         rows.pop(key, None)  # a layer stands where its last output is computed
         rows[key] = replace(row, added=added, mark=mark)
     made = [*rows.values()]
-    most = max(made, key=lambda row: row.added, default=None)
-    if most is not None and most.added > 0 and not most.mark:
-        made[made.index(most)] = replace(most, mark=MOST)
+    # Behind the first wrong layer every figure is that layer's doing.
+    first = next((index for index, row in enumerate(made) if row.mark), len(made))
+    own = [row for row in made[: first + 1] if row.agrees or row.mark]
+    most = max(own, key=lambda row: row.added, default=None)
+    if most is not None and most.added > 0:
+        mark = f"{most.mark}, {MOST}" if most.mark else MOST
+        made[made.index(most)] = replace(most, mark=mark)
     return tuple(made)
 
 
-def _stand_in(step: Step, inside: Sequence[Step], free: Sequence[int]) -> int | None:
-    """Return the tensor that a wrong step has probably become: by name, else the nearest."""
-    return min(
-        free,
-        key=lambda i: (inside[i].name != step.name, distance(step.value, inside[i].value)),
-        default=None,
-    )
+def _stand_in(step: Step, inside: Sequence[Step], free: Sequence[int], last: int) -> int | None:
+    """Return the tensor that a wrong step has probably become.
+
+    By name; else the next of its size after those found so far, of the same operator if there is
+    one; else the nearest in content.
+    """
+    fitting = [index for index in free if inside[index].value.size == step.value.size]
+    kind = step.op.removeprefix("aten.").split(".")[0]
+
+    def rank(index: int) -> tuple[bool, bool, bool, float]:
+        other = inside[index]
+        same = other.op.lower() in kind or kind in other.op.lower()
+        behind = index <= last
+        order = distance(step.value, other.value) if behind else float(index)
+        return other.name != step.name, behind, not same, order
+
+    return min(fitting, key=rank, default=None)
 
 
 def _compared(step: Step, other: Step, agrees: bool) -> LayerRow:

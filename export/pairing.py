@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ _FLOOR = {"fp32": 2e-6, "fp16": 5e-4, "int8": 1e-2}
 _JUMP = 10.0
 # After tensors without a partner less is allowed: a sigmoid, say, makes a gross error small again.
 _JUMP_UNSEEN = 4.0
+_TELLS = 2.0  # times the error that a pair may have: what moves less cannot tell right from wrong
 _MOVES = (
     "getitem view reshape permute transpose unbind split squeeze clone expand slice select flatten "
     "contiguous to_copy chunk cast identity gather concat pad unsqueeze expand_dims"
@@ -70,7 +71,7 @@ class Pairing:
     Attributes:
         partner: step -> number of the artefact's tensor, the nearest that is near enough.
         error: step -> largest error of that pair, relative to the largest magnitude.
-        sound: steps with a partner, or with a sound step among those computed from them.
+        sound: steps with a partner, or from which one with a telling partner was computed.
         taken: numbers of the tensors that are near enough to some step.
         by_size: number of elements -> the artefact's tensors.
     """
@@ -82,13 +83,21 @@ class Pairing:
     by_size: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
 
 
-def pair(steps: Sequence[Step], held: Sequence[Named], precision: str) -> Pairing:
+def pair(
+    steps: Sequence[Step],
+    held: Sequence[Named],
+    precision: str,
+    moved: Mapping[str, float] | None = None,
+) -> Pairing:
     """Pair the source's steps, in order of computation, with an artefact's tensors.
 
     Args:
         steps: of the source, from its input on.
         held: the artefact's tensors.
         precision: of the artefact: it says how far rounding may lead.
+        moved: step -> how far another input moves its value, relative to its magnitude. A value
+            that hardly moves (a saturated gate, say) agrees even behind a wrong layer, so it
+            vouches for nothing that it was computed from. None: every value tells.
     """
     kind = precision if precision in _CLOSE else "int8"
     close, floor = _CLOSE[kind], _FLOOR[kind]
@@ -97,6 +106,7 @@ def pair(steps: Sequence[Step], held: Sequence[Named], precision: str) -> Pairin
         made.by_size[array.size].append(index)
     level: dict[str, float] = {}
     given = {step.name for step in steps if step.given}
+    telling: set[str] = set()
     for step in steps:
         before = max((level.get(name, floor) for name in step.before), default=floor)
         seen = all(name in made.partner or name in given for name in step.before)
@@ -110,11 +120,13 @@ def pair(steps: Sequence[Step], held: Sequence[Named], precision: str) -> Pairin
         if errors:
             made.error[step.name], made.partner[step.name] = min(errors)
             made.taken.update(index for _, index in errors)
-    needed = set(made.partner)
+            if moved is None or moved.get(step.name, 0.0) > _TELLS * limit:
+                telling.add(step.name)
+    vouched: set[str] = set()
     for step in reversed(steps):
-        if step.name in needed:
-            made.sound.add(step.name)
-            needed.update(step.before)
+        if step.name in telling or step.name in vouched:
+            vouched.update(step.before)
+    made.sound = vouched | set(made.partner)
     return made
 
 
@@ -157,6 +169,20 @@ def _name(target: Any) -> str:
 def _module(node: Any) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return str(stack[-1][0]) if stack else ""
+
+
+def movement(steps: Sequence[Step], others: Sequence[Step]) -> dict[str, float]:
+    """Return how far apart the values of two runs are, relative to the first's magnitude."""
+    found: dict[str, float] = {}
+    values = {step.name: step.value for step in others}
+    for step in steps:
+        other = values.get(step.name)
+        if other is not None and other.shape == step.value.shape:
+            size = max(float(np.abs(step.value).max(initial=0.0)), 1e-12)
+            with np.errstate(invalid="ignore"):
+                apart = np.nan_to_num(np.abs(step.value - other), nan=0.0, posinf=0.0)
+            found[step.name] = float(apart.max(initial=0.0)) / size
+    return found
 
 
 def nearest(want: Array, got: Array) -> Array:

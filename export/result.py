@@ -92,7 +92,7 @@ class FirstBad:
         error = "" if self.relative is None else f", relative error {self.relative:.2g}"
         after = f", after {self.after}" if self.after else ""
         note = f" ({self.note})" if self.note else ""
-        return f"{self.module or '(top)'}: {self.op} {self.shape}{error}{after}{note}"
+        return f"{self.module or f'({self.node})'}: {self.op} {self.shape}{error}{after}{note}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class LayerRow:
         headroom: 65504, the end of float16, over the largest magnitude; None for zeros.
         added: noise power over signal power that this layer adds to what its inputs bring.
         agrees: whether the difference is explained by rounding.
-        mark: "first bad", "most error", or "".
+        mark: "first bad", "most error" (of the layers up to there), both with a comma, or "".
     """
 
     module: str

@@ -18,7 +18,7 @@ from vitlet.export.coreml import export_coreml
 from vitlet.export.layer_page import layer_section
 from vitlet.export.layers import layer_rows
 from vitlet.export.onnx import export_onnx
-from vitlet.export.pairing import Step, pair
+from vitlet.export.pairing import Step, movement, pair
 from vitlet.export.result import ArtifactResult, LayerRow, Report
 from vitlet.export.trace import Graph, graphs
 from vitlet.export.truth import Truth
@@ -74,10 +74,10 @@ def test_every_layer_of_a_sound_artefact_agrees(
     least = 40 if target == "coreml" else 100  # dB: float16 and float32
     for row in result.layers:
         if row.tensor:
-            assert row.agrees and row.mark != "first bad" and row.snr_db > least
+            assert row.agrees and "first bad" not in row.mark and row.snr_db > least
             largest = max(abs(row.lowest), abs(row.highest))
             assert row.headroom == pytest.approx(65504 / largest)
-    assert sum(row.mark == "most error" for row in result.layers) == 1
+    assert [row.mark for row in result.layers if row.mark] == ["most error"]
     assert result.layers_case in ("real_0", "random_0") and result.first_bad is None
 
 
@@ -94,11 +94,11 @@ def test_the_first_bad_layer_is_marked_and_named(
     result = look(folder, artifacts[target], truth_of(graphs(other, SHAPE)[0], small_spec))
     assert result.status == "failed" and result.first_bad is not None
     assert result.first_bad.module == layer, result.first_bad
-    marked = [row for row in result.layers if row.mark == "first bad"]
+    marked = [row for row in result.layers if row.mark.startswith("first bad")]
     page = layer_section(result)
     if marked:  # a layer that the compiler has merged with the next has no row of its own
         assert [row.module for row in marked] == [layer] and not marked[0].agrees
-        assert f"first bad: {layer}" in page
+        assert "first bad" in page
     assert page.count("<circle") == sum(bool(row.tensor) for row in result.layers)
 
 
@@ -121,6 +121,26 @@ def test_the_layer_that_adds_most_noise_is_not_the_one_with_most_of_it() -> None
     power = float(((x * noise) ** 2).sum() / (x**2).sum())
     assert rows[1].added == pytest.approx((1e-4 - 1e-8) * power, rel=1e-3)
     assert rows[2].snr_db == pytest.approx(-10 * np.log10(1.001e-2**2 * power), abs=1e-3)
+
+
+def test_a_value_that_hardly_moves_vouches_for_nothing_before_it() -> None:
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((2, 50)).astype(np.float32)
+
+    def gate(values: np.ndarray) -> np.ndarray:
+        return (1 / (1 + np.exp(-20 - 0.1 * values))).astype(np.float32)
+
+    def run(values: np.ndarray) -> list[Step]:
+        return [
+            Step("x", "", "", values, given=True),
+            Step("a", "aten.conv2d.default", "layer", values * 2, ("x",)),
+            Step("b", "aten.sigmoid.default", "gate", gate(values * 2), ("a",)),
+        ]
+
+    held = [("t0", x * -3), ("t1", gate(x * -3))]  # the layer is wrong, its saturated gate agrees
+    deaf = pair(run(x), held, "fp16", movement(run(x), run(y)))
+    assert deaf.partner == {"b": 1} and deaf.sound == {"b"}
+    assert pair(run(x), held, "fp16").sound == {"a", "b", "x"}
 
 
 def test_the_plot_escapes_names_and_shows_nothing_without_layers() -> None:

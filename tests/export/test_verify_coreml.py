@@ -18,7 +18,7 @@ from vitlet.export.cases import Case, write_cases
 from vitlet.export.coreml import export_coreml
 from vitlet.export.coreml_program import Weight
 from vitlet.export.coreml_weights import Source, match_weights
-from vitlet.export.result import EXECUTED, ArtifactResult
+from vitlet.export.result import EXECUTED, INSPECTED, ArtifactResult
 from vitlet.export.trace import Graph, graphs
 from vitlet.export.verify import Truth, verify_artifacts
 from vitlet.runtime.manifest import Artifact
@@ -188,6 +188,41 @@ def test_a_bit_flipped_in_the_weights_file_is_caught(
     file.write_bytes(bytes(data))
     result = look(tmp_path, artifact, truth_of(graphs(small_vit, SHAPE)[0], small_spec))
     assert result.status == "failed", result.checks
+
+
+def test_float16_overflow_names_the_tensor_and_the_input_and_float32_is_cleared(
+    small_vit: nn.Module, small_spec: Preprocess, tmp_path: Path
+) -> None:
+    other = copy.deepcopy(small_vit)
+    with torch.no_grad():
+        # Between the two layers the values leave float16's range; float32 does not mind.
+        other.blocks[1].fc1.weight[0].mul_(1e5)
+        other.blocks[1].fc2.weight[:, 0].mul_(1e-5)
+    graph = graphs(other, SHAPE)[0]
+    artifact = export_coreml(graph, tmp_path / "m.mlpackage", preprocess=small_spec)
+    result = look(tmp_path, artifact, truth_of(graph, small_spec))
+    assert result.status == "failed" and result.figures["cosine_fp32"] > 0.999
+    over = [reason for reason in result.reasons if "leaves the range of float16" in reason]
+    assert len(over) == 1 and "(linear) leaves the range of float16 for real_0" in over[0], over
+    assert result.figures["headroom"] < 1
+    nonfinite = any("NaN or infinite" in reason for reason in result.reasons)
+    assert nonfinite == any("in float32 the program is right" in r for r in result.reasons)
+
+
+def test_a_program_that_cannot_run_here_is_read_and_says_why(
+    small_vit: nn.Module, small_spec: Preprocess, made: tuple[Path, Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from vitlet.errors import UnsupportedError
+    from vitlet.runtime.coreml import engine
+
+    def refuse(*_: Any) -> None:
+        raise UnsupportedError("strange_op at y (main block) is not known")
+
+    monkeypatch.setattr(engine, "CoreMLExecutor", refuse)
+    result = look(*made, truth_of(graphs(small_vit, SHAPE)[0], small_spec))
+    assert result.status == "passed" and result.method == INSPECTED
+    assert result.warnings[0] == "not executed: strange_op at y (main block) is not known"
 
 
 def test_a_truncated_package_is_a_failed_artefact(
