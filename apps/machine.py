@@ -30,6 +30,11 @@ PACKAGES = (
     ("apache-tvm", "0.27", "tvm"),
     ("apache-tvm-ffi", "0.1.14.post0", "tvm"),
     ("matplotlib", "3.8", "report"),
+    ("eclipse-zenoh", "1.10", "edge"),
+    ("cryptography", "42", "edge"),
+    ("prometheus-client", "0.20", "edge"),
+    ("starlette", "0.40", "edge"),
+    ("uvicorn", "0.30", "edge"),
 )
 # What each verb needs of them, per target.
 _NEEDS = {

@@ -52,8 +52,9 @@ class Weight:
         table = np.sort(self.palette)
         right = np.clip(np.searchsorted(table, exact), 1, max(len(table) - 1, 1))
         near = [np.abs(table[np.minimum(i, len(table) - 1)] - exact) for i in (right - 1, right)]
-        # coremltools chooses entries and rounds the table in float16, a few roundings in a row.
-        slack = 4 * HALF_STEP * np.abs(table).max()
+        # coremltools computes in float16: four roundings to an evenly spaced entry's index, and two
+        # to the table's step, each of up to half a HALF_STEP of the range, there and back.
+        slack = 6 * HALF_STEP * (table[-1] - table[0])
         return np.asarray(np.minimum(*near) + room + slack)
 
 

@@ -26,7 +26,7 @@ INSPECTED = "program inspected, not executed"
 NOT_RUN = "not run"
 LIMITS = (
     "Executed by vitlet's own executor on this machine's CPU; the arithmetic of a Neural Engine or "
-    "a GPU is not simulated."
+    "a GPU is not simulated: `vitlet export --xctest` writes the test that runs it there."
 )
 
 

@@ -10,9 +10,9 @@ import pytest
 from runtime_coreml import save
 
 from vitlet.errors import ShapeError
-from vitlet.runtime.coreml.quiet import quiet_coremltools
 from vitlet.export.half import TensorRange, half_ranges, overflow_notes, underflow_notes
 from vitlet.runtime import CoreMLExecutor
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 
 
 def executors(build: Any, folder: Path) -> tuple[CoreMLExecutor, CoreMLExecutor]:

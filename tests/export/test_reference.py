@@ -14,10 +14,10 @@ from torch import nn
 from vitlet.data.spec import Preprocess
 from vitlet.errors import UsageError
 from vitlet.export.coreml import export_coreml
-from vitlet.runtime.coreml.quiet import quiet_coremltools
 from vitlet.export.onnx import export_onnx
 from vitlet.export.trace import graphs
 from vitlet.export.verify import verify
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 
 SHAPE = (3, 32, 32)
 LABELS = tuple(f"class {i}" for i in range(10))

@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -58,6 +59,28 @@ class Value:
 
 
 Watch = Callable[[Value], None]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of a program's main block.
+
+    Attributes:
+        name: of its first result.
+        type: such as "conv".
+        inputs: names of the operations whose results it takes.
+        elements: of its floating-point constants.
+    """
+
+    name: str
+    type: str
+    inputs: tuple[str, ...]
+    elements: int
+
+
+Compute = Callable[[dict[str, Any]], tuple[Any, ...]]
+# (name of the operation's first result, its arguments, what computes it) -> its results
+Intercept = Callable[[str, dict[str, Any], Compute], tuple[Any, ...]]
 
 
 class CoreMLExecutor:
@@ -144,6 +167,7 @@ class CoreMLExecutor:
         state: State | None = None,
         *,
         watch: Watch | None = None,
+        intercept: Intercept | None = None,
     ) -> dict[str, Any]:
         """Compute every output.
 
@@ -152,6 +176,8 @@ class CoreMLExecutor:
                 in RGB order or (H, W), or Pillow images of the right size.
             state: what a stateful program continues with, changed in place; None starts afresh.
             watch: told of every value inside, in order.
+            intercept: called in place of every operation, to try what another result would do. It
+                gets torch tensors and calls what computes the operation, once or several times.
 
         Returns:
             output name -> array; for a classifier also the best class, and class -> probability.
@@ -174,11 +200,16 @@ class CoreMLExecutor:
                 if name not in cells:
                     raise UsageError(f"the state has no {name!r}: it belongs to another program")
                 values[self._slots[name]] = cells[name]
-            results = _Run(self, watch, values).block(self._block)
+            results = _Run(self, watch, values, intercept).block(self._block)
         return {
             feature.name: from_value(results[place], feature)
             for feature, place in zip(self.outputs, self._places, strict=True)
         }
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """The operations of the main block, in the order in which they run."""
+        return tuple(Operation(*facts) for facts in self._block.describe())
 
     def _context(self, run: Any) -> Any:
         from vitlet.runtime.coreml.call import Context
@@ -190,10 +221,15 @@ class _Run:
     """One pass over the steps; `values` holds what is alive."""
 
     def __init__(
-        self, executor: CoreMLExecutor, watch: Watch | None, values: dict[int, Any]
+        self,
+        executor: CoreMLExecutor,
+        watch: Watch | None,
+        values: dict[int, Any],
+        intercept: Intercept | None = None,
     ) -> None:
         self._context = executor._context(self.nested)
         self._watch = watch
+        self._intercept = intercept
         self._values = values
         # slot -> name of the value, for `watch`
         self._names = {number: name for name, number in executor._slots.items()} if watch else {}
@@ -205,7 +241,10 @@ class _Run:
         values = self._values
         for step in block.steps:
             args = {name: bound(value, values) for name, value in step.args.items()}
-            results = self.compute(step, args)
+            if self._intercept is None or not step.outputs:
+                results = self.compute(step, args)
+            else:
+                results = self._intercept(step.outputs[0][1], args, partial(self.compute, step))
             for (number, name, declared, _), value in zip(step.outputs, results, strict=True):
                 values[number] = value
                 if self._watch is not None:

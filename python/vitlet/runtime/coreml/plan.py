@@ -60,6 +60,20 @@ class Block:
     steps: tuple[Step, ...]
     outputs: tuple[Any, ...]
 
+    def describe(self) -> Iterator[tuple[str, str, tuple[str, ...], int]]:
+        """Give (name, type, names of the steps taken from, elements of constants) of every step."""
+        names: dict[int, str] = {}
+        for step in self.steps:
+            constants = [v for v in _flat(step.args.values()) if isinstance(v, Tensor)]
+            if step.outputs:
+                yield (
+                    step.outputs[0][1],
+                    step.type,
+                    tuple(names[n] for n in slot_numbers(step.args.values()) if n in names),
+                    sum(value.numel() for value in constants if value.is_floating_point()),
+                )
+            names.update({output[0]: step.outputs[0][1] for output in step.outputs})
+
 
 Compute = Callable[[Step, dict[str, Any]], tuple[Any, ...]]
 
@@ -165,13 +179,17 @@ def _declared(variable: Any) -> tuple[str, tuple[int | None, ...] | None]:
     return str(types.builtin_to_string(variable.dtype)), sizes
 
 
+def _flat(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        else:
+            yield value
+
+
 def slot_numbers(values: Any) -> Iterator[int]:
     """Give the numbers of the slots among arguments and lists of them."""
-    for value in values:
-        if isinstance(value, Slot):
-            yield value.number
-        elif isinstance(value, list | tuple):
-            yield from slot_numbers(value)
+    return (value.number for value in _flat(values) if isinstance(value, Slot))
 
 
 def _used(step: Step) -> set[int]:
