@@ -201,6 +201,7 @@ class Coordinator:
                 {
                     "slot": slot.index,
                     "classes": [self.plan.labels[c] for c in slot.classes],
+                    "planned": list(slot.devices),
                     "holders": [member.device for member in self.members.holders(slot.index)],
                     "latency": self._slot_latency[slot.index].to_json(),
                 }
@@ -216,6 +217,7 @@ class Coordinator:
                 }
                 for member in self.members.all()
             ],
+            "model": self.plan.model.get("name", ""),
             "unreachable": links.unreachable,
             "pending": len(self._pending),
             "latency": self.latency.to_json(),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
 
 _KEPT = 512  # latencies
+BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
 
 
 class Counts:
@@ -34,16 +37,26 @@ class Counts:
 
 
 class Latencies:
-    """The last latencies, in seconds, and their percentiles."""
+    """The last latencies, in seconds, and their percentiles; and how many there were at all."""
 
     def __init__(self, kept: int = _KEPT) -> None:
         self._lock = threading.Lock()
         self._last: deque[float] = deque(maxlen=kept)
+        self._buckets = [0] * (len(BOUNDS) + 1)
+        self._total = 0.0
 
     def add(self, seconds: float) -> None:
         """Remember one."""
         with self._lock:
             self._last.append(seconds)
+            self._buckets[bisect.bisect_left(BOUNDS, seconds)] += 1
+            self._total += seconds
+
+    def histogram(self) -> tuple[list[tuple[str, int]], float]:
+        """Return (bound, latencies up to it) of all there ever were, and their sum."""
+        with self._lock:
+            counts, total = list(itertools.accumulate(self._buckets)), self._total
+        return list(zip([*map(str, BOUNDS), "+Inf"], counts, strict=True)), total
 
     def __len__(self) -> int:
         return len(self._last)

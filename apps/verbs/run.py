@@ -31,6 +31,18 @@ def run(
     stdin: Annotated[
         bool, typer.Option("--stdin", help="Read image paths from stdin, one a line.")
     ] = False,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            "--http", metavar="[HOST]:PORT", help="Serve a JSON API and a dashboard there."
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file", metavar="FILE", help="What HTTP clients must know; made if not there."
+        ),
+    ] = None,
     topk: Annotated[
         int, typer.Option("--topk", "-k", metavar="N", min=1, help="Guesses per image.")
     ] = 3,
@@ -74,10 +86,12 @@ def run(
     from vitlet.apps.hints import existing
     from vitlet.apps.joining import joining, open_transport
     from vitlet.apps.lists import duration
+    from vitlet.apps.serving import serve
     from vitlet.errors import UsageError
     from vitlet.partition.coordinator import Coordinator
     from vitlet.partition.gather import Policy
     from vitlet.partition.plan import load_plan
+    from vitlet.partition.web.server import place
 
     with Output(json, quiet, verbose, not no_progress) as out:
         existing(plan, "the plan")
@@ -88,8 +102,8 @@ def run(
             hedge=hedge,
         )
         patience = duration(wait, "--wait")
-        if bool(images) == stdin:
-            raise UsageError("give images, or --stdin to read their paths; not both")
+        if [bool(images), stdin, http is not None].count(True) != 1:
+            raise UsageError("give images, or --stdin to read their paths, or --http: one of them")
         paths = _from_stdin() if stdin else iter(_find(out, images or [], recursive))
         joined = joining(cluster, listen, connect, keys, scout, insecure_lan, coordinator=True)
         if joined.identity is not None and not joined.identity.is_coordinator:
@@ -109,11 +123,17 @@ def run(
             log=out.detail,
         )
         with coordinator:
+            if http is not None:
+                where = place(http, joined.identity, insecure_lan=insecure_lan)
+                serve(out, coordinator, where, joined.identity, token_file)
+                return
             _wait(out, coordinator, patience)
             _classify(out, coordinator, paths, topk, window)
 
 
 def _find(out: Output, images: list[str], recursive: bool) -> list[Path]:
+    if not images:
+        return []
     from vitlet.apps.images import find
 
     found = find(images, recursive=recursive)
