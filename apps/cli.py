@@ -31,6 +31,7 @@ def build() -> typer.Typer:
     from vitlet.apps.verbs.predict import predict
     from vitlet.apps.verbs.run import run
     from vitlet.apps.verbs.status import status
+    from vitlet.apps.verbs.top import top
     from vitlet.apps.verbs.verify import verify
     from vitlet.apps.verbs.worker import worker
 
@@ -57,6 +58,7 @@ def build() -> typer.Typer:
     command("worker", "Split over devices")(worker)
     command("run", "Split over devices")(run)
     command("status", "Split over devices")(status)
+    command("top", "Split over devices")(top)
     return app
 
 

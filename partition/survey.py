@@ -12,45 +12,109 @@ from vitlet.partition.topics import Topics
 from vitlet.partition.transport import Transport
 
 
-def survey(transport: Transport, topics: Topics, seconds: float) -> list[dict[str, Any]]:
-    """Return what each worker tells about itself, by name; see `Worker.about`.
+class Survey:
+    """Follows every worker of a cluster: who is there, and what each last told about itself.
 
     Args:
-        transport: carries the questions.
+        transport: carries the questions; it is not closed here.
         topics: of the cluster.
-        seconds: how long workers have to be found and to answer. A worker that is present and
-            says nothing is listed with its name and "silent".
+        patience: seconds that a worker has to answer the first question.
     """
-    found: dict[str, dict[str, Any]] = {}
-    lock = threading.Lock()
 
-    def on_presence(key: str, is_there: bool) -> None:
+    def __init__(self, transport: Transport, topics: Topics, patience: float = 2.0) -> None:
+        self._transport = transport
+        self._topics = topics
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._found: dict[str, dict[str, Any]] = {}
+        self._seen: dict[str, float] = {}
+        self._handles = [
+            transport.watch(topics.everybody, self._on_presence),
+            transport.subscribe(topics.metrics("*"), self._on_metrics),
+        ]
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Return what each tells about itself, by name; see `Worker.about`.
+
+        A worker that is present and says nothing is listed with its name and "silent".
+        """
+        with self._lock:
+            return [self._found[device] for device in sorted(self._found)]
+
+    def seen(self) -> dict[str, float]:
+        """Return the seconds since each worker's last report."""
+        now = time.monotonic()
+        with self._lock:
+            return {device: now - when for device, when in self._seen.items()}
+
+    def close(self) -> None:
+        """Follow no more."""
+        for handle in self._handles:
+            handle.close()
+
+    def _on_presence(self, key: str, is_there: bool) -> None:
         try:
-            device, epoch = topics.who(key)
+            device, epoch = self._topics.who(key)
         except ValueError:
             return
-        with lock:
+        with self._lock:
             if not is_there:
-                found.pop(device, None)
+                # The process that left may be one that was replaced already.
+                if self._found.get(device, {}).get("epoch") == epoch:
+                    del self._found[device]
+                    self._seen.pop(device, None)
                 return
-            found[device] = {"device": device, "epoch": epoch, "silent": True}
+            self._found[device] = {"device": device, "epoch": epoch, "silent": True}
 
         def arrived(content: bytes) -> None:
-            try:
-                about = unpack(content).table
-            except FrameError as error:
-                about = {"device": device, "epoch": epoch, "silent": True, "error": str(error)}
-            with lock:
-                if device in found:
-                    found[device] = about
+            self._take(device, content)
 
-        transport.query(topics.about(device), b"", seconds, arrived, _done, lane=device)
+        key = self._topics.about(device)
+        self._transport.query(key, b"", self._patience, arrived, _done, lane=device)
 
-    handle = transport.watch(topics.everybody, on_presence)
+    def _on_metrics(self, key: str, content: bytes) -> None:
+        self._take(key.rsplit("/", 1)[-1], content)
+
+    def _take(self, device: str, content: bytes) -> None:
+        """Keep what a worker told, if it is the one that is present."""
+        error = ""
+        try:
+            about = unpack(content).table
+            if about.get("device") != device or not _is_report(about):
+                return
+        except FrameError as problem:
+            about, error = {}, str(problem)
+        with self._lock:
+            known = self._found.get(device)
+            if known is None:
+                return
+            if error:
+                known["error"] = error
+            elif about["epoch"] == known["epoch"]:
+                self._found[device] = about
+                self._seen[device] = time.monotonic()
+
+
+def survey(transport: Transport, topics: Topics, seconds: float) -> list[dict[str, Any]]:
+    """Return what each worker tells about itself within so many seconds; see `Survey.workers`."""
+    following = Survey(transport, topics, seconds)
     time.sleep(seconds)
-    handle.close()
-    with lock:
-        return [found[device] for device in sorted(found)]
+    following.close()
+    return following.workers()
+
+
+def _is_report(about: dict[str, Any]) -> bool:
+    """Tell whether a report has what a table shows: workers of other versions may differ."""
+    try:
+        latency, memory = about["latency"], about["memory"]
+        numbers = [latency["p50_ms"], latency["p99_ms"], memory["taken"], memory["budget"]]
+        numbers += [about["epoch"], about["queue"], about["counts"].get("answered", 0)]
+        heat = about["temperature"]
+        slots = [slot["slot"] for slot in about["slots"]]
+    except (KeyError, TypeError, AttributeError):
+        return False
+    numbers += [] if heat is None else [heat]
+    return all(isinstance(number, int | float) for number in (*numbers, *slots))
 
 
 def _done() -> None:

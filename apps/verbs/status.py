@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from vitlet.apps.joining import Cluster, Connect, InsecureLan, Keys, Listen, Scout
 from vitlet.apps.options import Json, NoProgress, Quiet, Verbose
-from vitlet.apps.output import Output, columns
+from vitlet.apps.output import Output
 
 
 def status(
@@ -27,6 +27,7 @@ def status(
     no_progress: NoProgress = False,
 ) -> None:
     """Show the workers of a cluster."""
+    from vitlet.apps.cluster_table import workers_table
     from vitlet.apps.joining import joining, open_transport
     from vitlet.apps.lists import duration
     from vitlet.errors import DeadlineError
@@ -46,35 +47,9 @@ def status(
         for address, reason in unreachable.items():
             out.warn(f"{address}: {reason}")
         result = {"cluster": joined.cluster, "workers": workers, "unreachable": unreachable}
-        out.result(result, lambda: _show(out, workers))
+        out.result(result, lambda: out.print(workers_table(workers)) if workers else None)
         if not workers:
             raise DeadlineError(
                 f"no worker of the cluster {joined.cluster} answered within {wait}: start "
                 "`vitlet worker` on each device"
             )
-
-
-def _show(out: Output, workers: list[dict[str, Any]]) -> None:
-    from vitlet.apps.units import size
-
-    rows = []
-    for worker in workers:
-        if worker.get("silent"):
-            rows.append((worker["device"], "silent", "", "", "", "", ""))
-            continue
-        memory, counts = worker["memory"], worker["counts"]
-        heat = worker["temperature"]
-        rows.append(
-            (
-                worker["device"],
-                ", ".join(str(slot["slot"]) for slot in worker["slots"]) or "none",
-                f"{size(memory['taken'])} of {size(memory['budget'])}",
-                worker["queue"],
-                f"{worker['latency']['p50_ms']:.1f} ms",
-                counts.get("answered", 0),
-                "" if heat is None else f"{heat:.0f} °C",
-            )
-        )
-    heads = ("worker", "slots", "memory", ">queue", ">computes", ">answered", ">heat")
-    if rows:
-        out.print(columns(heads, rows))

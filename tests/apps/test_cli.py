@@ -11,7 +11,7 @@ import pytest
 
 VERBS = (
     "models", "info", "doctor", "export", "verify", "inspect", "bench", "predict", "demo", "worker",
-    "run", "status",
+    "run", "status", "top",
 )  # fmt: skip
 HELP = Path(__file__).parent / "help"
 HEAVY = ("torch", "onnx", "onnxruntime", "coremltools", "tvm", "matplotlib", "PIL", "numpy")

@@ -76,6 +76,9 @@ def test_a_changed_plan_is_exit_code_6(cli, plan, pictures, tmp_path):
 def test_senseless_calls_are_exit_code_2(cli, plan, pictures, here):
     assert cli("run", plan).code == 2
     assert cli("run", plan, pictures, "--stdin").code == 2
+    assert cli("run", plan, pictures, "--http", ":0").code == 2
+    assert cli("run", plan, "--http", "192.0.2.1:80", "--listen", here).code == 2
+    assert cli("run", plan, "--http", "8080", "--listen", here).code == 2
     assert cli("run", plan.with_name("no.plan"), pictures).code == 2
     assert cli("run", plan, pictures, "--min-slots", "9", "--listen", here).code == 2
     assert cli("worker", "--name", "My Device", "--connect", here).code == 2
@@ -100,6 +103,13 @@ def test_images_are_classified_over_workers_and_a_lost_one_is_told(cli, plan, tm
         assert ran.code == 6 and "1 image of 2 could not be read" in ran.err and "class-" in ran.out
         status = json.loads(cli("status", "--listen", here, "--json").out)
         assert [worker["device"] for worker in status["workers"]] == ["alpha", "beta", "gamma"]
+        watch = ("top", "--listen", here, "--every", "1500ms", "--looks", "1")
+        look = json.loads(cli(*watch, "--json").out)
+        assert set(look["answers_per_second"]) == set(look["last_seen"]) == {
+            "alpha", "beta", "gamma"
+        }  # fmt: skip
+        ran = cli(*watch)
+        assert "home  3 workers, 0.0 sub-model answers a second" in ran.out and "beta" in ran.out
         workers.kill("beta")
         short = ("--listen", here, "--deadline", "30s", "--wait", "1s")
         ran = cli("run", plan, good[0], *short)
@@ -109,3 +119,33 @@ def test_images_are_classified_over_workers_and_a_lost_one_is_told(cli, plan, tm
         assert ran.code == 7
     finally:
         workers.close()
+
+
+@pytest.mark.slow
+def test_http_serves_until_it_is_stopped_and_prints_no_secret(plan, pictures, tmp_path, here):
+    import http.client
+    import signal
+    import subprocess
+    import sys
+
+    from worker_processes import START
+
+    token = tmp_path / "token"
+    argv = ["run", plan, "--http", ":0", "--listen", here, "--token-file", token, "--json"]
+    server = subprocess.Popen(
+        [sys.executable, "-c", START, *map(str, argv)], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    said = "".join(server.stdout.readline() for _ in range(6))
+    host, port = json.loads(said)["url"].removeprefix("http://").split(":")
+    secret = token.read_text().strip()
+    link = http.client.HTTPConnection(host, int(port), timeout=30)
+    link.request("POST", "/v1/classify", (pictures / "a.png").read_bytes(),
+                 {"Authorization": f"Bearer {secret}"})  # fmt: skip
+    response = link.getresponse()
+    assert response.status == 503 and b"0 of 3 slots" in response.read()
+    link.close()
+    server.send_signal(signal.SIGINT)
+    rest, errors = server.communicate(timeout=30)
+    assert server.returncode == 130 and "Traceback" not in errors
+    assert secret not in said + rest + errors and str(token) in said
