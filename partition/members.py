@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from vitlet.partition.clock import Clock
 from vitlet.partition.control import unpack
 from vitlet.partition.counts import Counts, Latencies, Once
 from vitlet.partition.frame import VERSION, FrameError
+from vitlet.partition.slots import Slot
 from vitlet.partition.topics import Topics
 from vitlet.partition.transport import Handle, Transport
 
@@ -44,11 +45,14 @@ class Member:
     latency: Latencies = field(default_factory=Latencies)
     average: float = 0.0
 
-    @property
-    def room(self) -> int:
-        """Bytes of memory that it has left for sub-models, by its own account."""
+    def room(self, slots: Sequence[Slot]) -> int:
+        """Return the bytes of memory that it has left for sub-models.
+
+        What it told may be a second old: the slots that it has taken since count too.
+        """
         memory = self.about.get("memory", {})
-        return int(memory.get("budget", 0)) - int(memory.get("taken", 0))
+        ready = sum(slots[index].memory for index in self.ready if index < len(slots))
+        return int(memory.get("budget", 0)) - max(int(memory.get("taken", 0)), ready)
 
     def answered(self, seconds: float) -> None:
         """Remember that it answered."""

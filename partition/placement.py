@@ -38,7 +38,7 @@ def place(
         homeless: slots that nobody has held for long enough to give up waiting.
     """
     found: list[Placing] = []
-    room = {member.device: member.room for member in members}
+    room = {member.device: member.room(plan.slots) for member in members}
     for (device, index), _ in loading.items():
         if device in room:
             room[device] -= plan.slots[index].memory
