@@ -46,25 +46,35 @@ class TcpProxy:
         self._links: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
 
     def close(self) -> None:
         self._open = False
-        self._listener.close()
-        for link in self._links:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for link in (self._listener, *self._links):
             link.close()
 
     def _accept(self) -> None:
         while self._open:
             try:
                 near, _ = self._listener.accept()
+            except OSError:
+                return  # it was closed
+            self._links.append(near)
+            try:
                 far = socket.create_connection(("127.0.0.1", self.target), 5)
             except OSError:
-                continue  # nobody listens there at the moment: who connected tries again
-            self._links += [near, far]
+                near.close()  # nobody listens there at the moment: who connected tries again
+                continue
+            self._links.append(far)
             for source, sink, way in ((near, far, self.forth), (far, near, self.back)):
                 source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self._pump, args=(source, sink, way), daemon=True).start()
+                pump = threading.Thread(target=self._pump, args=(source, sink, way), daemon=True)
+                pump.start()
+                self._threads.append(pump)
 
     def _pump(self, source: socket.socket, sink: socket.socket, way: Way) -> None:
         waiting: list[tuple[float, bytes]] = []
