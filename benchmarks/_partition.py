@@ -69,9 +69,7 @@ class Scale:
 
 
 _LAYOUT = {"patch_size": 7, "num_classes": 10, "img_size": 28, "in_chans": 1}
-FULL = Scale(
-    {"dim": 256, "depth": 3, "heads": 8, **_LAYOUT}, 6, None, None, 1, 10, 4000, 12, 128
-)
+FULL = Scale({"dim": 256, "depth": 3, "heads": 8, **_LAYOUT}, 6, None, None, 1, 20, 6000, 15, 128)
 QUICK = Scale({"dim": 64, "depth": 2, "heads": 8, **_LAYOUT}, 6, 3000, 1000, 1, 4, 600, 8, 64)
 
 

@@ -8,7 +8,7 @@ drops slots at random, so that any subset of devices still gives an answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class FusionTask:
         seed: of weights, order and dropout.
     """
 
-    recipe: Recipe = Recipe(epochs=15, batch=256, lr=1e-3)
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=15, batch=256, lr=1e-3))
     slot_dropout: float = 0.15
     distil: float = 1.0
     temperature: float = 2.0
@@ -207,4 +207,3 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         else:
             low = left
     return round(float(torch.tensor((low + high) / 2).exp()), 6)
-

@@ -42,9 +42,7 @@ def answers(model: DeiT, pictures: Pictures, folder: Path | None = None) -> Tens
     """
     outputs = int(model.head.weight.shape[0])
     if outputs != pictures.classes:
-        raise UsageError(
-            f"the model gives {outputs} classes and the data have {pictures.classes}"
-        )
+        raise UsageError(f"the model gives {outputs} classes and the data have {pictures.classes}")
     path = None
     if folder is not None:
         facts = f"{model_digest(model)} {pictures.data.fingerprint()} {pictures.views}"

@@ -166,9 +166,16 @@ def train_split(
         "settings": settings.seed,
     }
     fusion = train_fusion(
-        lambda: slot_features(vits, pictures), sizes, lecture.answers, pictures.labels, allowed, settings.fusion,
-        work / "fusion", _journal(work / "fusion" / "journal.jsonl", progress), inputs=made_from,
-    )  # fmt: skip
+        lambda: slot_features(vits, pictures),
+        sizes,
+        lecture.answers,
+        pictures.labels,
+        allowed,
+        settings.fusion,
+        work / "fusion",
+        _journal(work / "fusion" / "journal.jsonl", progress),
+        inputs=made_from,
+    )
     judged = Pictures(data.take(held.numpy()), preprocess)
     told, labels = fused_logits(fusion, slot_features(vits, judged)[0]), judged.labels
     temperature = fit_temperature(told, labels)
@@ -234,9 +241,7 @@ def slot_features(models: Sequence[DeiT], pictures: Pictures) -> Tensor:
     return torch.stack(views)
 
 
-def _check_classes(
-    dealt: tuple[tuple[int, ...], ...], widths: int, data: LabelledImages
-) -> None:
+def _check_classes(dealt: tuple[tuple[int, ...], ...], widths: int, data: LabelledImages) -> None:
     if len(dealt) != widths:
         raise UsageError(f"expected classes and widths of each slot, got {len(dealt)} and {widths}")
     count = len(data.classes)
