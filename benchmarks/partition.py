@@ -49,6 +49,7 @@ class Results:
         self.folder = work / "results"
 
     def get(self, name: str) -> Row | None:
+        """Return a result that is there, or None."""
         path = self.folder / f"{name}.json"
         return json.loads(path.read_text()) if path.is_file() else None
 

@@ -105,9 +105,9 @@ def test_estimates_rank_units_nearly_as_exact_scores_do(
     else:
         exact = exact_scores(full, images, kind)  # type: ignore[arg-type]
         pairs = list(zip(exact, estimated_scores(full, images, kind), strict=True))  # type: ignore[arg-type]
-    correlations = [rank_correlation(a, b) for a, b in pairs]
-    print(kind, correlations)
-    assert min(correlations) > 0.8
+    if kind == "heads":  # four to a block are too few to rank: those of all blocks together
+        pairs = [tuple(torch.cat(scores) for scores in zip(*pairs, strict=True))]
+    assert min(rank_correlation(a, b) for a, b in pairs) > 0.8
 
 
 def test_a_unit_that_writes_nothing_scores_nothing(full: DeiT, images: Tensor) -> None:
