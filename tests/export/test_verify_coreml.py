@@ -67,7 +67,7 @@ def test_sound_programs_pass(
     loose = {"top1": 0.0} if options["precision"] == "palette4" else None
     result = look(tmp_path, artifact, truth_of(graph, small_spec), tolerance=loose)
     assert result.status == "passed", result.reasons
-    assert result.method == EXECUTED and result.engine.startswith("vitlet's Core ML executor")
+    assert result.method == EXECUTED and result.engine.startswith("coreml ")
     assert result.figures["cosine"] > 0.9 and result.checks
     assert ("cosine_fp32" in result.figures) == (options["precision"] != "fp32")
 
