@@ -181,7 +181,7 @@ def fused_logits(fusion: Fusion, features: Tensor, lost: Sequence[int] = ()) -> 
     """Return logits (n, classes) of features (n, sum of sizes) without the slots in `lost`."""
     present = torch.ones(len(features), fusion.spread.shape[0])
     present[:, list(lost)] = 0
-    parts = zip(features.split(2000), present.split(2000), strict=True)
+    parts = zip(torch.split(features, 2000), torch.split(present, 2000), strict=True)
     return torch.cat([fusion(given, mask) for given, mask in parts])
 
 

@@ -217,7 +217,7 @@ def hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """
     rng = seeded(seed, "held out")
     held = []
-    for c in labels.unique().tolist():
+    for c in sorted(set(labels.tolist())):
         members = (labels == c).nonzero()[:, 0]
         if len(members) < 2:
             raise UsageError(f"class {c} has one picture: expected two or more, to hold one out")
@@ -234,7 +234,7 @@ def slot_features(models: Sequence[DeiT], pictures: Pictures) -> Tensor:
     views = []
     for view in range(pictures.views):
         rows = []
-        for part in torch.arange(len(pictures)).split(_PORTION):
+        for part in torch.split(torch.arange(len(pictures)), _PORTION):
             given = pictures.batch(part, torch.full((len(part),), view))
             rows.append(torch.cat([feature(model, given) for model in models], dim=-1))
         views.append(torch.cat(rows))
