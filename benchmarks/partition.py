@@ -49,6 +49,7 @@ class Results:
         self.folder = work / "results"
 
     def get(self, name: str) -> Row | None:
+        """Return a result that is there, or None."""
         path = self.folder / f"{name}.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -192,6 +193,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small model and few pictures")
     parser.add_argument("--report", action="store_true", help="train nothing: print what is known")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--short", type=int, help="epochs after each cut; default 1")
+    parser.add_argument("--long", type=int, help="epochs in the end; default 20")
+    parser.add_argument("--limit", type=int, help="own pictures in an epoch; default 6000")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results = Results(args.work)
@@ -210,7 +214,10 @@ def run(args: argparse.Namespace, results: Results) -> None:
         results.once("deit_base", deit_base_row)
     if stages == ["deit_base"]:
         return
-    bench = Bench(QUICK if args.quick else FULL, args.work, args.dataset)
+    scale = QUICK if args.quick else FULL
+    given = {name: getattr(args, name) for name in ("short", "long", "limit")}
+    scale = replace(scale, **{name: n for name, n in given.items() if n is not None})
+    bench = Bench(scale, args.work, args.dataset)
     whole = full_cost(bench.geometry)
     results.once(
         "base",

@@ -251,7 +251,8 @@ def _artifact(bundle: Bundle, graph: str) -> Any:
 
 
 def _size(bundle: Bundle, graph: str) -> int:
-    return (bundle.path / _artifact(bundle, graph).file).stat().st_size
+    size: int = (bundle.path / _artifact(bundle, graph).file).stat().st_size
+    return size
 
 
 def _used(plan: Plan) -> list[str]:

@@ -8,7 +8,7 @@ drops slots at random, so that any subset of devices still gives an answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class FusionTask:
         seed: of weights, order and dropout.
     """
 
-    recipe: Recipe = Recipe(epochs=15, batch=256, lr=1e-3)
+    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=15, batch=256, lr=1e-3))
     slot_dropout: float = 0.15
     distil: float = 1.0
     temperature: float = 2.0
@@ -181,7 +181,7 @@ def fused_logits(fusion: Fusion, features: Tensor, lost: Sequence[int] = ()) -> 
     """Return logits (n, classes) of features (n, sum of sizes) without the slots in `lost`."""
     present = torch.ones(len(features), fusion.spread.shape[0])
     present[:, list(lost)] = 0
-    parts = zip(features.split(2000), present.split(2000), strict=True)
+    parts = zip(torch.split(features, 2000), torch.split(present, 2000), strict=True)
     return torch.cat([fusion(given, mask) for given, mask in parts])
 
 
@@ -207,4 +207,3 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         else:
             low = left
     return round(float(torch.tensor((low + high) / 2).exp()), 6)
-

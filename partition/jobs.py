@@ -36,7 +36,7 @@ def run_jobs(
         work: each keeps its journal there, in ``NAME/journal.jsonl``.
         jobs: how many at once. With more than one, each is a process of one thread, and gives the
             same weights as one job in a process of one thread does.
-        ray: address of a Ray cluster that makes them instead (`vitlet.partition.cluster`).
+        ray: address of a Ray cluster that makes them instead (`vitlet.partition.ray_jobs`).
         progress: told of each epoch (one job only).
 
     Returns:
@@ -49,7 +49,7 @@ def run_jobs(
     if jobs < 1:
         raise UsageError(f"expected at least one job, got {jobs}")
     if ray is not None:
-        from vitlet.partition.cluster import run_on_ray
+        from vitlet.partition.ray_jobs import run_on_ray
 
         run_on_ray(lecture, tasks, work, ray)
     elif jobs > 1 and len(tasks) > 1:

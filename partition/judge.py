@@ -154,4 +154,3 @@ def calibration_error(
     which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     gaps = np.bincount(which, weights=confidence - (said == labels), minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))
-

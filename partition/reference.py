@@ -58,7 +58,7 @@ def full_engine(model: nn.Module, spec: Preprocess) -> Iterator[tuple[OrtEngine,
     """
     if not isinstance(model, DeiT):
         raise UsageError(f"expected the full plain ViT (DeiT layout), got {type(model).__name__}")
-    output = TensorSpec("logits", "float32", ("batch", int(model.head.weight.shape[0])))
+    output = TensorSpec("logits", "float32", ("batch", len(model.state_dict()["head.bias"])))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         _compile("model", FullModel(model), spec, output, path)

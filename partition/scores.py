@@ -54,7 +54,7 @@ def unit_scores(model: DeiT, images: Tensor, kind: Kind, *, group: int = 16) -> 
         return estimate
     (single,) = estimate
     size = max(1, min(group, len(single) // 2))  # a group of all channels cannot be left out
-    members = [part.tolist() for part in torch.arange(len(single)).split(size)]
+    members = [part.tolist() for part in torch.split(torch.arange(len(single)), size)]
     if len(members) == 1:
         return estimate
     exact = group_scores(model, images, members)
@@ -96,7 +96,7 @@ def estimated_scores(model: DeiT, images: Tensor, kind: Kind) -> list[Tensor]:
     """Return each unit's estimated KL, a few backward passes for all: see the module's text."""
     sizes = _sizes(model, kind)
     totals = [torch.zeros(size) for size in sizes]
-    for part in images.split(_PORTION):
+    for part in torch.split(images, _PORTION):
         gates = [torch.ones(len(part), size, requires_grad=True) for size in sizes]
         logs = F.log_softmax(gated_logits(model, part, _gates(kind, gates)), dim=-1)
         chances, likely = logs.detach().exp().topk(min(_CLASSES, logs.shape[1]), dim=-1)
@@ -159,7 +159,7 @@ def _gates(kind: Kind, gates: list[Tensor]) -> Gates:
 
 def _divergence(model: DeiT, images: Tensor, gates: Gates) -> float:
     total = 0.0
-    for part in images.split(4 * _PORTION):
+    for part in torch.split(images, 4 * _PORTION):
         whole = F.log_softmax(gated_logits(model, part, Gates()), dim=-1)
         without = F.log_softmax(gated_logits(model, part, gates), dim=-1)
         total += float(F.kl_div(without, whole, reduction="sum", log_target=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def train_small(
         kl = F.kl_div(F.log_softmax(given / temperature, dim=-1), told, reduction="batchmean")
         return F.cross_entropy(given, pictures.labels[indices]) + temperature**2 * kl
 
-    facts = {"lecture": lecture.digest, "widths": asdict(widths), "limit": limit}
+    facts: dict[str, Any] = {"lecture": lecture.digest, "widths": asdict(widths), "limit": limit}
     facts["temperature"] = temperature
     train(Run(folder.name, model, order, loss, recipe, seed, facts), folder, journal)
     return model.eval()
@@ -74,7 +75,8 @@ def train_small(
 def ensemble_probabilities(models: list[DeiT], pictures: Pictures) -> Tensor:
     """Return the mean of the models' probabilities, (n, classes)."""
     rows = []
-    for part in torch.arange(len(pictures)).split(_PORTION):
+    for part in torch.split(torch.arange(len(pictures)), _PORTION):
         given = pictures.batch(part)
-        rows.append(sum(F.softmax(logits(model, given), dim=-1) for model in models) / len(models))
+        said = [F.softmax(logits(model, given), dim=-1) for model in models]
+        rows.append(torch.stack(said).mean(0))
     return torch.cat(rows)

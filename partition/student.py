@@ -70,7 +70,8 @@ def new_student(vit: DeiT, classes: tuple[int, ...]) -> Student:
     "Other" starts as the mean of the other classes' rows, raised by the log of their number: the
     sum of their probabilities where they are alike.
     """
-    weight, bias = vit.head.weight.detach(), vit.head.bias.detach()
+    state = vit.state_dict()
+    weight, bias = state["head.weight"], state["head.bias"]
     others = [c for c in range(len(bias)) if c not in classes]
     own = nn.Linear(weight.shape[1], len(classes) + 1)
     with torch.no_grad():

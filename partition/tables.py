@@ -87,8 +87,8 @@ def _devices(evaluation: Evaluation) -> list[list[str]]:
             ["full / largest device", "", f"{full['bytes'] / evaluation.largest_bytes:.1f}x", "",
              "", f"{full['latency'] / evaluation.slowest_latency:.1f}x"]
         )  # fmt: skip
-        rows.append(["full / all together", "", "", f"{full['bytes'] / evaluation.total_bytes:.2f}x",
-                     "", ""])  # fmt: skip
+        together = f"{full['bytes'] / evaluation.total_bytes:.2f}x"
+        rows.append(["full / all together", "", "", together, "", ""])
     return rows
 
 

@@ -40,11 +40,9 @@ def answers(model: DeiT, pictures: Pictures, folder: Path | None = None) -> Tens
         UsageError: the model has not as many outputs as the data have classes.
         StorageError: `folder` cannot be written.
     """
-    outputs = int(model.head.weight.shape[0])
+    outputs = len(model.state_dict()["head.bias"])
     if outputs != pictures.classes:
-        raise UsageError(
-            f"the model gives {outputs} classes and the data have {pictures.classes}"
-        )
+        raise UsageError(f"the model gives {outputs} classes and the data have {pictures.classes}")
     path = None
     if folder is not None:
         facts = f"{model_digest(model)} {pictures.data.fingerprint()} {pictures.views}"
@@ -53,7 +51,7 @@ def answers(model: DeiT, pictures: Pictures, folder: Path | None = None) -> Tens
             return load_state_dict(path)["log_probabilities"]
     rows = []
     for view in range(pictures.views):
-        for part in torch.arange(len(pictures)).split(_PORTION):
+        for part in torch.split(torch.arange(len(pictures)), _PORTION):
             given = pictures.batch(part, torch.full((len(part),), view))
             rows.append(torch.log_softmax(logits(model, given), dim=-1))
     made = torch.cat(rows).reshape(pictures.views, len(pictures), outputs)

@@ -166,9 +166,16 @@ def train_split(
         "settings": settings.seed,
     }
     fusion = train_fusion(
-        lambda: slot_features(vits, pictures), sizes, lecture.answers, pictures.labels, allowed, settings.fusion,
-        work / "fusion", _journal(work / "fusion" / "journal.jsonl", progress), inputs=made_from,
-    )  # fmt: skip
+        lambda: slot_features(vits, pictures),
+        sizes,
+        lecture.answers,
+        pictures.labels,
+        allowed,
+        settings.fusion,
+        work / "fusion",
+        _journal(work / "fusion" / "journal.jsonl", progress),
+        inputs=made_from,
+    )
     judged = Pictures(data.take(held.numpy()), preprocess)
     told, labels = fused_logits(fusion, slot_features(vits, judged)[0]), judged.labels
     temperature = fit_temperature(told, labels)
@@ -210,7 +217,7 @@ def hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """
     rng = seeded(seed, "held out")
     held = []
-    for c in labels.unique().tolist():
+    for c in sorted(set(labels.tolist())):
         members = (labels == c).nonzero()[:, 0]
         if len(members) < 2:
             raise UsageError(f"class {c} has one picture: expected two or more, to hold one out")
@@ -227,16 +234,14 @@ def slot_features(models: Sequence[DeiT], pictures: Pictures) -> Tensor:
     views = []
     for view in range(pictures.views):
         rows = []
-        for part in torch.arange(len(pictures)).split(_PORTION):
+        for part in torch.split(torch.arange(len(pictures)), _PORTION):
             given = pictures.batch(part, torch.full((len(part),), view))
             rows.append(torch.cat([feature(model, given) for model in models], dim=-1))
         views.append(torch.cat(rows))
     return torch.stack(views)
 
 
-def _check_classes(
-    dealt: tuple[tuple[int, ...], ...], widths: int, data: LabelledImages
-) -> None:
+def _check_classes(dealt: tuple[tuple[int, ...], ...], widths: int, data: LabelledImages) -> None:
     if len(dealt) != widths:
         raise UsageError(f"expected classes and widths of each slot, got {len(dealt)} and {widths}")
     count = len(data.classes)

@@ -198,7 +198,7 @@ def _epoch(run: Run, epoch: int, optimizer: torch.optim.Optimizer, average: list
     weights = [p.detach() for p in run.model.parameters()]
     run.model.train()
     total = 0.0
-    for step, indices in enumerate(order.split(recipe.batch)[:batches]):
+    for step, indices in enumerate(torch.split(order, recipe.batch)[:batches]):
         done = epoch * batches + step
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _rate(done, recipe.epochs * batches, recipe.warmup)

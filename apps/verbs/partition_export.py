@@ -65,7 +65,7 @@ def _show(out: Output, made: Plan) -> None:
     for slot in made.slots:
         here = milliseconds(1e3 * slot.details["latency_here"])
         there = milliseconds(1e3 * slot.latency)
-        cells = (slot.bundle, size(slot.bytes), count(slot.macs), slot.features, here, there)
+        cells = (slot.bundle, size(slot.bytes), count(slot.macs), str(slot.features), here, there)
         rows.append((*cells, "+".join(slot.devices)))
     fusion = made.fusion
     here = milliseconds(1e3 * fusion.details["latency_here"])

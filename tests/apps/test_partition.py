@@ -110,14 +110,6 @@ def test_only_a_plain_vit_with_weights_is_split(cli, place, tmp_path):
     assert ran.code == 2 and "vitlet partition plan" in ran.err
 
 
-@pytest.mark.parametrize("verb", ["plan", "train", "export", "evaluate"])
-def test_every_verb_of_the_group_explains_itself(cli, verb):
-    ran = cli("partition", verb, "--help")
-    assert ran.code == 0 and max(map(len, ran.out.splitlines())) <= 80
-    assert all(option in ran.out for option in ("--json", "--quiet", "--verbose", "--no-progress"))
-    assert verb in cli("partition").out
-
-
 def test_this_machine_becomes_a_device(cli, tmp_path):
     file = tmp_path / "devices.toml"
     write_devices([Device("me", 1, 1.0, link_rate=5.0), Device("other", 2, 2.0)], file)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -46,8 +44,12 @@ def test_data() -> LabelledImages:
 
 
 @pytest.fixture(scope="session")
-def full(data: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> DeiT:
-    pictures = Pictures(data, SPEC)
+def pictures(data: LabelledImages) -> Pictures:
+    return Pictures(data, SPEC)
+
+
+@pytest.fixture(scope="session")
+def full(pictures: Pictures, tmp_path_factory: pytest.TempPathFactory) -> DeiT:
     torch.manual_seed(0)
     model = DeiT(**CONFIG)
     for layer in model.modules():
@@ -68,8 +70,3 @@ def full(data: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> DeiT
         config=dict(CONFIG), preprocess=SPEC, params=0, macs=0.0, licence="", source="a test",
     )  # fmt: skip
     return model
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "work"

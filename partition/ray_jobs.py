@@ -5,6 +5,7 @@ Ray runs what it is told by anybody who reaches it: use it on a network that you
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,13 +40,11 @@ def run_on_ray(lecture: Lecture, tasks: Sequence[Task], work: Path, address: str
         As `make_submodel`.
     """
     ray: Any = require("ray", extra="ray", why="train on a cluster")
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    own = {"include_dashboard": False} if address == LOCAL else {}
     try:
-        if address == LOCAL:
-            ray.init(address=LOCAL, **quiet)
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+    except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"no Ray cluster at {address!r} ({error}): start one with `ray start --head`, or use "
             f"--ray {LOCAL}"
@@ -67,6 +66,13 @@ def run_on_ray(lecture: Lecture, tasks: Sequence[Task], work: Path, address: str
         raise DeadlineError(f"the Ray cluster lost a task: {error}; run the same again") from None
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _make(lecture: Lecture, task: Task, found: dict[str, bytes]) -> dict[str, bytes]:
