@@ -66,6 +66,7 @@ class Trial:
         self.coordinator = self.new_coordinator()
 
     def new_coordinator(self) -> Coordinator:
+        """Return a started one, at the trial's address."""
         network = Network(listen=(f"{self.host}:{self.port}",), insecure_lan=self.lan)
         coordinator = Coordinator(
             self.plan, ZenohTransport(network), policy=Policy(deadline=DEADLINE),
@@ -75,13 +76,25 @@ class Trial:
         return coordinator
 
     def start(
-        self, name: str, *options: str, port: int | None = None, before: tuple[str, ...] = (),
+        self,
+        name: str,
+        *options: str,
+        port: int | None = None,
+        before: tuple[str, ...] = (),
         cache: Path | None = None,
-    ) -> None:  # fmt: skip
-        command = [
-            *before, sys.executable, CHILD, name, f"{self.host}:{port or self.port}",
-            str(cache or self.folder / name), *options, *MEMORY.get(name, ()), *(["--lan"] if self.lan else []),
-        ]  # fmt: skip
+    ) -> None:
+        """Start a worker and wait until it is ready.
+
+        Args:
+            name: of the worker.
+            options: of `tests/odd_worker.py`.
+            port: that it connects to, by default the coordinator's.
+            before: a command that runs it.
+            cache: its folder.
+        """
+        address, place = f"{self.host}:{port or self.port}", str(cache or self.folder / name)
+        more = [*options, *MEMORY.get(name, ()), *(["--lan"] if self.lan else [])]
+        command = [*before, sys.executable, CHILD, name, address, place, *more]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.processes[name] = process
         assert process.stdout is not None
@@ -95,6 +108,7 @@ class Trial:
         threading.Thread(target=read, daemon=True).start()
 
     def kill(self, name: str) -> None:
+        """End a worker as a power cut does."""
         process = self.processes.pop(name)
         process.kill()
         process.wait()
@@ -113,6 +127,7 @@ class Trial:
         return kind
 
     def run(self, seconds: float) -> None:
+        """Send requests one after the other for so long."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.ask()
@@ -128,6 +143,7 @@ class Trial:
         return time.monotonic() - begin
 
     def row(self, back: float | None = None, **more: Any) -> dict[str, Any]:
+        """Return how all requests ended, and whether the rule was kept."""
         late = round(max(0.0, *self.late) * 1e3, 1)
         found = {
             "requests": sum(self.ends.values()), "full": self.ends["full"],
@@ -139,6 +155,7 @@ class Trial:
         return found
 
     def close(self) -> None:
+        """End all processes."""
         self.coordinator.close()
         for process in self.processes.values():
             process.send_signal(signal.SIGCONT)
