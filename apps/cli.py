@@ -27,6 +27,7 @@ def build() -> typer.Typer:
     from vitlet.apps.verbs.partition_evaluate import evaluate
     from vitlet.apps.verbs.partition_export import export as export_plan
     from vitlet.apps.verbs.partition_plan import plan
+    from vitlet.apps.verbs.partition_simulate import simulate
     from vitlet.apps.verbs.partition_train import train
     from vitlet.apps.verbs.predict import predict
     from vitlet.apps.verbs.run import run
@@ -51,6 +52,7 @@ def build() -> typer.Typer:
     add_command(partition, "train", "In this order")(train)
     add_command(partition, "export", "In this order")(export_plan)
     add_command(partition, "evaluate", "In this order")(evaluate)
+    add_command(partition, "simulate", "To run it")(simulate)
     keys = new_group(partition, "keys", "To run it", "Make certificates for a cluster's devices.")
     add_command(keys, "init", "In this order")(init)
     add_command(keys, "issue", "In this order")(issue)

@@ -123,6 +123,11 @@ class FakeClock:
                 due.call()
         self._now = end
 
+    def step(self) -> None:
+        """Go on to the next call that is due, and make it; without one, nothing happens."""
+        if self._due:
+            self.advance(max(0.0, self._due[0][0] - self._now))
+
     def close(self) -> None:
         """Make no more calls."""
         self._due.clear()

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vitlet.partition.clock import FakeClock
 from vitlet.partition.transport import (
@@ -65,6 +65,8 @@ class FakeNetwork:
         self.lease = lease
         self.messages = 0
         self.bytes = 0
+        self.served: dict[str, list[tuple[FakeTransport, str, OnQuery]]] = {}  # by exact key
+        self.patterns: list[tuple[FakeTransport, str, OnQuery]] = []
         self._links: dict[tuple[str, str], Link] = {}
         self._busy: dict[tuple[str, str], float] = {}
         self._random = random.Random(seed)
@@ -100,6 +102,14 @@ class FakeNetwork:
         node = self.nodes.pop(name, None)
         if node is not None:
             node.close()
+
+    def targets(self, key: str) -> list[tuple[FakeTransport, str, OnQuery]]:
+        """Return who answers a key or pattern: device, what it serves, and how."""
+        if "*" not in key:
+            near = [place for place in self.patterns if matches(place[1], key)]
+            return [*self.served.get(key, ()), *near]
+        every = [*self.patterns, *(p for places in self.served.values() for p in places)]
+        return [p for p in every if matches(p[1], key) or matches(key, p[1])]
 
     def send(self, source: str, target: str, size: int, deliver: Callable[[], None]) -> None:
         """Let a message arrive, once, twice or never; one of 0 bytes, presence, is never lost."""
@@ -159,13 +169,18 @@ class FakeTransport:
     name: str
     present: list[str] = field(default_factory=list)
     closed: bool = False
-    _served: list[tuple[str, OnQuery]] = field(default_factory=list)
+    _places: list[tuple[list[Any], Any]] = field(default_factory=list)
     _watched: list[tuple[str, OnPresence]] = field(default_factory=list)
     _subscribed: list[tuple[str, OnMessage]] = field(default_factory=list)
 
     def serve(self, key: str, on_query: OnQuery) -> Handle:
         """Answer the queries on a key or pattern."""
-        return self._keep(self._served, (key, on_query))
+        places = self.network.patterns
+        if "*" not in key:
+            places = self.network.served.setdefault(key, [])
+        place = (self, key, on_query)
+        self._places.append((places, place))
+        return self._keep(places, place)
 
     def query(
         self,
@@ -178,12 +193,7 @@ class FakeTransport:
     ) -> Handle:
         """Ask whoever serves a key."""
         network, me = self.network, self.name
-        targets = [
-            (node, pattern, on_query)
-            for node in network.nodes.values()
-            for pattern, on_query in node._served
-            if matches(pattern, key) or matches(key, pattern)
-        ]
+        targets = network.targets(key)
         waiting = len(targets)
 
         def end() -> None:
@@ -271,13 +281,17 @@ class FakeTransport:
         gone, self.present = self.present, []
         for key in gone:
             self._tell(key, False)
-        for things in (self._served, self._watched, self._subscribed):
+        for places, place in self._places:
+            if place in places:
+                places.remove(place)
+        for things in (self._places, self._watched, self._subscribed):
             things.clear()
         self.network.nodes.pop(self.name, None)
 
     def _tell(self, key: str, is_there: bool) -> None:
         for node in [*self.network.nodes.values()]:
-            self.network.send(self.name, node.name, 0, partial(node.notice, key, is_there))
+            if node._watched:
+                self.network.send(self.name, node.name, 0, partial(node.notice, key, is_there))
 
     def _keep(self, place: list[_T], thing: _T, end: Callable[[], None] | None = None) -> Handle:
         place.append(thing)

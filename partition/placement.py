@@ -57,8 +57,9 @@ def place(
         room[member.device] -= plan.slots[index].memory
 
     for slot in plan.slots:
+        named = frozenset(slot.devices)
         for member in members:
-            if member.device in slot.devices and can(member, slot.index):
+            if member.device in named and can(member, slot.index):
                 take(member, slot.index, "as planned")
     for slot in plan.slots:
         taken = any(p.slot == slot.index for p in found)

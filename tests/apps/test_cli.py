@@ -11,8 +11,8 @@ import pytest
 
 VERBS = (
     "models", "info", "doctor", "export", "verify", "inspect", "bench", "predict", "demo",
-    "partition plan", "partition train", "partition export", "partition evaluate", "worker", "run",
-    "status", "top",
+    "partition plan", "partition train", "partition export", "partition evaluate",
+    "partition simulate", "worker", "run", "status", "top",
 )  # fmt: skip
 PAGES = ("", "partition", *VERBS)
 HELP = Path(__file__).parent / "help"
