@@ -27,6 +27,7 @@ from vitlet.partition.topics import Topics
 
 MAX_DEVICES = 1000
 DESK = "the-coordinator"
+_WARMUP = 25  # requests after which the coordinator knows how long an answer usually takes
 _JOIN = 2.0  # simulated seconds for everybody to be found
 _EVENTS = 500  # times that some device goes while requests are sent, about
 
@@ -141,6 +142,9 @@ def simulate(plan: Plan, conditions: Conditions | None = None) -> Forecast:
     coordinator.start()
     try:
         network.advance(_JOIN)
+        for _ in range(_WARMUP):
+            coordinator.submit(_image(plan)).add_done_callback(_end)
+            network.advance(conditions.policy.deadline + 1e-6)
         begin = network.clock.now()
         if conditions.outages.between:
             ends = _one_by_one(network, coordinator, conditions)

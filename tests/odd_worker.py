@@ -1,6 +1,7 @@
 """A worker's process with something odd about it, to be run by tests and benchmarks.
 
-python odd_worker.py NAME CONNECT CACHE [--memory BYTES] [--wire N] [--wall SECONDS] [--lan]
+python odd_worker.py NAME CONNECT CACHE [--memory BYTES] [--wire N] [--wall SECONDS]
+                     [--compute SECONDS] [--lan]
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import threading
 import time
+from typing import Any
 
 
 def main() -> None:
@@ -18,6 +20,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=1_000_000, help="one slot by default")
     parser.add_argument("--wire", type=int, help="version that it speaks")
     parser.add_argument("--wall", type=float, default=0.0, help="seconds its clock is ahead")
+    parser.add_argument("--compute", type=float, default=0.0, help="seconds added per request")
     parser.add_argument("--lan", action="store_true", help="leave this machine unencrypted")
     options = parser.parse_args()
     import vitlet.partition.frame as frame
@@ -26,9 +29,18 @@ def main() -> None:
         frame.VERSION = options.wire  # before others take it from there
     true = time.time
     time.time = lambda: true() + options.wall
+    from vitlet.partition.loaded import LoadedSlot
     from vitlet.partition.worker import Worker
     from vitlet.partition.zenoh_transport import Network, ZenohTransport
 
+    run = LoadedSlot.run
+
+    def slowly(slot: LoadedSlot, array: Any) -> Any:
+        time.sleep(options.compute)
+        return run(slot, array)
+
+    if options.compute:
+        LoadedSlot.run = slowly  # type: ignore[method-assign]
     # It does not listen: the only way to it is the link that a test has its hands on.
     network = Network(connect=(options.connect,), insecure_lan=options.lan)
     worker = Worker(

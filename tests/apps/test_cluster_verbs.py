@@ -85,6 +85,18 @@ def test_senseless_calls_are_exit_code_2(cli, plan, pictures, here):
     assert cli("worker", "--memory", "much").code == 2
 
 
+def test_a_plan_is_simulated_on_other_numbers_of_devices(cli, plan):
+    few = ("--requests", "30", "--up", "60m", "--down", "1m")
+    told = json.loads(cli("partition", "simulate", plan, "--devices", "1,6", *few, "--json").out)
+    assert [row["devices"] for row in told["forecasts"]] == [1, 6]
+    assert all(row["full"] > 0.5 and row["covered"] > 0.8 for row in told["forecasts"])
+    ran = cli("partition", "simulate", plan, *few)
+    assert ran.code == 0 and "devices" in ran.out
+    assert cli("partition", "simulate", plan, "--devices", "1001").code == 2
+    assert cli("partition", "simulate", plan, "--loss", "1").code == 2
+    assert cli("partition", "simulate", plan.with_name("no.plan")).code == 2
+
+
 @pytest.mark.slow
 def test_images_are_classified_over_workers_and_a_lost_one_is_told(cli, plan, tmp_path, here):
     for number in range(3):
