@@ -56,6 +56,7 @@ class Scale:
         limit: pictures of the own classes in an epoch of a sub-model.
         fusion: epochs of the fusion.
         scored: pictures that units are scored on.
+        mirror: whether sub-models learn from mirrored pictures too.
     """
 
     config: dict[str, int]
@@ -68,6 +69,7 @@ class Scale:
     limit: int
     fusion: int
     scored: int
+    mirror: bool = True
 
 
 _LAYOUT = {"patch_size": 7, "num_classes": 10, "img_size": 28, "in_chans": 1}
@@ -88,7 +90,8 @@ class Bench:
         self.model = self._base()
         self.geometry = Geometry.of(self.model)
         train_on, _ = hold_out(self.pictures.labels, 0.05, 0)
-        self.lecture = make_lecture(self.model, self.pictures, train_on, work)
+        told = Pictures(self.data, SPEC, mirror=scale.mirror)
+        self.lecture = make_lecture(self.model, told, train_on, work)
 
     def _base(self) -> DeiT:
         torch.manual_seed(0)
@@ -144,7 +147,7 @@ class Bench:
             fusion=FusionTask(
                 recipe=Recipe(epochs=scale.fusion, batch=256, lr=1e-3, average=average), seed=seed
             ),
-            pictures=scale.scored, limit=scale.limit, mirror=True, seed=seed,
+            pictures=scale.scored, limit=scale.limit, mirror=scale.mirror, seed=seed,
         )  # fmt: skip
 
     def widths(self, devices: int) -> Widths:

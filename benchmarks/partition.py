@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--short", type=int, help="epochs after each cut; default 1")
     parser.add_argument("--long", type=int, help="epochs in the end; default 20")
     parser.add_argument("--limit", type=int, help="own pictures in an epoch; default 6000")
+    parser.add_argument("--no-mirror", action="store_true", help="half the work of the teacher")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results = Results(args.work)
@@ -217,6 +218,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
     scale = QUICK if args.quick else FULL
     given = {name: getattr(args, name) for name in ("short", "long", "limit")}
     scale = replace(scale, **{name: n for name, n in given.items() if n is not None})
+    scale = replace(scale, mirror=scale.mirror and not args.no_mirror)
     bench = Bench(scale, args.work, args.dataset)
     whole = full_cost(bench.geometry)
     results.once(

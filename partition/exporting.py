@@ -32,6 +32,7 @@ from vitlet.partition.reference import FeatureModel
 from vitlet.partition.train import TrainedSplit
 from vitlet.partition.widths import Geometry, cost, full_cost
 from vitlet.runtime.bundle import Bundle
+from vitlet.runtime.manifest import Target
 from vitlet.runtime.progress import Progress, null_progress
 
 
@@ -44,6 +45,8 @@ def export_plan(
     placement: Sequence[Sequence[str]],
     strategy: Mapping[str, Any] | None = None,
     details: Mapping[str, Any] | None = None,
+    targets: Sequence[Target] = (),
+    triple: str | None = None,
     seconds: float = 0.3,
     force: bool = False,
     progress: Progress | None = None,
@@ -61,6 +64,8 @@ def export_plan(
         placement: for each slot the names of its devices, the first to run it first.
         strategy: how the plan was made: "classes", "assign", "seed".
         details: what else is known of the plan.
+        targets: what sub-models are compiled to beside ONNX: "tvm", "coreml".
+        triple: machine that TVM compiles for; None for this one.
         seconds: how long each latency is measured.
         force: replace a plan that is there already.
         progress: told of each step.
@@ -96,6 +101,8 @@ def export_plan(
                 folder / slot_bundle_name(index),
                 model={**facts, "slot": index, "classes": list(trained.classes[index])},
                 preprocess=trained.preprocess,
+                targets=targets,
+                triple=triple,
             )
             price = cost(geometry, widths)
             feeds = {"image": np.zeros(pixels, np.float32)}

@@ -55,27 +55,34 @@ class Violation:
     unit: str
 
     def __str__(self) -> str:
+        return f"{self.problem()}: prune more, or {self.remedy()}"
+
+    def problem(self) -> str:
+        """Return what is wrong, in words."""
         if self.bound == "devices":
-            return (
-                f"slot {self.slot} fits only devices that are taken ({self.device}): add a device, "
-                'prune more, or let devices hold several sub-models with "makespan"'
-            )
+            return f"slot {self.slot} fits only devices that are taken ({self.device})"
         need, have = amount(self.needed, self.unit), amount(self.available, self.unit)
         if self.bound == "total":
-            return (
-                f"the sub-models together have {need} of parameters, the limit is {have}: prune "
-                "more, or raise the total size"
-            )
+            return f"the sub-models together have {need} of parameters, the limit is {have}"
         if self.bound == "time":
             return (
-                f"the last feature is there after {need} (from {self.device}), the limit is "
-                f"{have}: prune more, take a faster device, or allow more time"
+                f"the last feature is there after {need} (from {self.device}), the limit is {have}"
             )
         return (
             f"slot {self.slot} needs {need}, and {self.device}, which comes nearest, has {have} "
-            f"left of its {self.bound}: prune it more, or raise the {self.bound} by "
-            f"{amount(self.needed - self.available, self.unit)}"
+            f"left of its {self.bound}"
         )
+
+    def remedy(self) -> str:
+        """Return what helps beside pruning, in words."""
+        if self.bound == "devices":
+            return 'add a device, or let devices hold several sub-models with "makespan"'
+        if self.bound == "total":
+            return f"allow a total of {amount(self.needed, self.unit)}"
+        if self.bound == "time":
+            return f"take a faster device, or allow {amount(self.needed, self.unit)}"
+        missing = amount(self.needed - self.available, self.unit)
+        return f"raise the {self.bound} of {self.device} by {missing}"
 
 
 class InfeasibleError(UsageError):
@@ -85,8 +92,8 @@ class InfeasibleError(UsageError):
         violation: the first bound that cannot be kept.
     """
 
-    def __init__(self, violation: Violation, hint: str = "") -> None:
-        super().__init__(f"no placement keeps every bound: {violation}{hint}")
+    def __init__(self, violation: Violation, why: str | None = None) -> None:
+        super().__init__(f"no placement keeps every bound: {why or violation}")
         self.violation = violation
 
 

@@ -161,6 +161,6 @@ def _packing_error(loads: Sequence[Load], devices: Sequence[Device]) -> Infeasib
     names = ", ".join(device.name for device in devices)
     if needed > available:
         violation = Violation(biggest.index, "memory", names, needed, available, "bytes")
-        return InfeasibleError(violation, " (all sub-models together against all devices)")
+        return InfeasibleError(violation, f"{violation} (all sub-models together)")
     violation = Violation(biggest.index, "devices", names, len(loads), len(devices), "devices")
     return InfeasibleError(violation)

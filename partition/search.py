@@ -102,11 +102,18 @@ def search_widths(
         except InfeasibleError as error:
             violation = error.violation
             if strategy == "greedy" and slots > len(devices):
-                raise  # smaller sub-models do not need fewer devices
+                # Smaller sub-models do not need fewer devices.
+                why = (
+                    f"{slots} sub-models for {len(devices)} devices, and greedy places one a "
+                    f'device: choose "makespan" (--assign makespan), or {len(devices)} sub-models '
+                    f"(--slots {len(devices)})"
+                )
+                raise InfeasibleError(violation, why) from None
         smaller = _prune(kept, violation.slot, mode)
         if smaller is None:
-            raise InfeasibleError(violation, f" (kept heads: {', '.join(map(str, kept))})")
-        steps.append(f"{_told(kept, smaller)}: {violation}")
+            why = f"{violation.problem()}, with one head left to each: {violation.remedy()}"
+            raise InfeasibleError(violation, why)
+        steps.append(f"{_told(kept, smaller)}: {violation.problem()}")
         kept = smaller
 
 

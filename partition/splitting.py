@@ -34,14 +34,15 @@ from vitlet.partition.draft import (
     write_draft,
 )
 from vitlet.partition.exporting import export_plan
-from vitlet.partition.features import feature
+from vitlet.partition.features import feature, logits
 from vitlet.partition.pictures import Pictures
 from vitlet.partition.plan import Plan
-from vitlet.partition.teacher import model_digest
+from vitlet.partition.teacher import accuracy, model_digest
 from vitlet.partition.train import Settings, TrainedSplit, train_split
 from vitlet.partition.training import seeded
 from vitlet.partition.widths import Geometry
 from vitlet.partition.work import load_full, load_trained, save_full, save_trained, untrained
+from vitlet.runtime.manifest import Target
 from vitlet.runtime.progress import Progress, null_progress
 
 LEAST = 2  # pictures of a class: one to train on, one to hold out
@@ -61,6 +62,8 @@ def split(
     preprocess: Preprocess | None = None,
     jobs: int = 1,
     ray: str | None = None,
+    targets: Sequence[Target] = (),
+    triple: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
     epochs: Epochs | None = None,
@@ -78,6 +81,8 @@ def split(
         preprocess: what the model expects of an image; by default what its `info` says.
         jobs: sub-models that are trained at once on this machine.
         ray: address of a Ray cluster that trains them instead; "local" starts one here.
+        targets: what sub-models are compiled to beside ONNX: "tvm", "coreml".
+        triple: machine that TVM compiles for; None for this one.
         force: replace a plan that is there already.
         progress: told of each step.
         epochs: told of each epoch of training.
@@ -99,7 +104,9 @@ def split(
         place = Path(folder if work is None else work)
         plan_split(model, data, found, place, choices=choices, preprocess=preprocess)
         train_planned(place, data, settings=settings, jobs=jobs, ray=ray, epochs=epochs)
-        return export_planned(place, out, force=force, progress=progress)
+        return export_planned(
+            place, out, targets=targets, triple=triple, force=force, progress=progress
+        )
 
 
 def plan_split(
@@ -209,6 +216,8 @@ def export_planned(
     out: str | os.PathLike[str],
     *,
     random: bool = False,
+    targets: Sequence[Target] = (),
+    triple: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Plan:
@@ -218,6 +227,8 @@ def export_planned(
         work: from `train_planned`.
         out: the plan's folder.
         random: take untrained sub-models of the right sizes: what a plan costs before training.
+        targets: what sub-models are compiled to beside ONNX: "tvm", "coreml".
+        triple: machine that TVM compiles for; None for this one.
         force: replace a plan that is there already.
         progress: told of each step.
 
@@ -242,6 +253,8 @@ def export_planned(
             "bottleneck": draft.bottleneck,
             "explain": draft.explain(),
         },
+        targets=targets,
+        triple=triple,
         force=force,
         progress=progress,
     )
@@ -260,6 +273,25 @@ def check_data(draft: Draft, data: LabelledImages) -> None:
             f"{len(data.classes)} ({got}...): the names and their order must be the same"
         )
     data.require_every_class(range(len(data.classes)), least=LEAST)
+
+
+@torch.no_grad()
+def accuracy_on_some(
+    model: DeiT, data: LabelledImages, spec: Preprocess, seed: int = 0, most: int = 200
+) -> float:
+    """Return the full model's accuracy on a few pictures, as evenly over the classes as they allow.
+
+    Close to chance it is not the model of these pictures, or not their preprocessing: what took
+    hours to train would be of no use.
+    """
+    pictures, rng = Pictures(data, spec), seeded(seed, "some")
+    order = pictures.shuffled(rng)
+    ranks = torch.zeros(len(order), dtype=torch.int64)
+    for c in range(pictures.classes):
+        members = order[pictures.labels[order] == c]
+        ranks[members] = torch.arange(len(members))
+    chosen = ranks.argsort(stable=True)[:most]
+    return accuracy(logits(model, pictures.batch(chosen)), pictures.labels[chosen])
 
 
 @torch.no_grad()

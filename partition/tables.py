@@ -33,6 +33,21 @@ def evaluation_table(evaluation: Evaluation) -> str:
     return "\n\n".join(parts)
 
 
+def comparison_table(evaluations: Sequence[Evaluation]) -> str:
+    """Return several plans side by side, by their number of devices."""
+    rows = [["devices", "accuracy", "worst device lost", "largest device", "slowest", "in total"]]
+    for one in sorted(evaluations, key=lambda one: len(one.devices)):
+        lost = [case.accuracy for case in one.judgement.one_lost]
+        rows.append(
+            [
+                str(len(one.devices)), percent(one.judgement.whole.accuracy),
+                percent(min(lost)) if lost else "-", f"{one.largest_bytes:,}",
+                milliseconds(one.slowest_latency), f"{one.total_bytes:,}",
+            ]
+        )  # fmt: skip
+    return columns(rows)
+
+
 def _accuracies(evaluation: Evaluation) -> list[list[str]]:
     judgement, full = evaluation.judgement, evaluation.full
     rows = [["", "accuracy", "of covered classes", "pictures nobody covers"]]

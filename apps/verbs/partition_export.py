@@ -13,6 +13,8 @@ from vitlet.apps.output import Output, columns
 if TYPE_CHECKING:
     from vitlet.partition.plan import Plan
 
+_COMPILERS = {"tvm": "tvm", "coreml": "coremltools"}
+
 
 def export(
     work: Annotated[
@@ -25,6 +27,16 @@ def export(
         bool,
         typer.Option("--untrained", help="Sub-models of the right sizes that know nothing."),
     ] = False,
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="LIST", help="Beside onnx: tvm, coreml (commas)."),
+    ] = "onnx",
+    triple: Annotated[
+        str | None,
+        typer.Option(
+            "--triple", metavar="T", help="TVM: such as aarch64-linux-gnu. [default: this machine]"
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a plan that is there.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -33,16 +45,31 @@ def export(
 ) -> None:
     """Compile sub-models and fusion, check them, write the plan."""
     from vitlet._extras import require
+    from vitlet.errors import UsageError
+    from vitlet.export.targets import parse_targets
 
     with Output(json, quiet, verbose, not no_progress) as out:
         from vitlet.partition.draft import read_draft
 
         read_draft(work)
-        for package, extra in (("torch", "torch"), ("onnx", "onnx"), ("onnxruntime", "runtime")):
+        targets = [target for target in parse_targets(to) if target != "onnx"]
+        if triple is not None and "tvm" not in targets:
+            raise UsageError("--triple is for TVM: add --to tvm")
+        packages = {"torch": "torch", "onnx": "onnx", "onnxruntime": "runtime"}
+        packages |= {_COMPILERS[target]: target for target in targets}
+        for package, extra in packages.items():
             require(package, extra=extra, why="compile a plan")
         from vitlet.partition.splitting import export_planned
 
-        made = export_planned(work, output, random=untrained, force=force, progress=out.progress)
+        made = export_planned(
+            work,
+            output,
+            random=untrained,
+            targets=targets,
+            triple=triple,
+            force=force,
+            progress=out.progress,
+        )
         full = made.model["bytes"]
         result = {
             "plan": output,

@@ -155,6 +155,7 @@ def plan(
     """Decide classes, sizes and places; begin a work folder."""
     from vitlet.apps import partitioning
     from vitlet.apps.lists import byte_size, duration
+    from vitlet.apps.units import percent
     from vitlet.partition.devices import read_devices
     from vitlet.partition.draft import Choices
 
@@ -180,7 +181,7 @@ def plan(
         pictures = None if data is None else partitioning.read_pictures(data, "train")
         with out.progress(f"build {model}"):
             module = full.build()
-        from vitlet.partition.splitting import plan_split
+        from vitlet.partition.splitting import accuracy_on_some, plan_split
         from vitlet.partition.widths import Geometry
 
         count = Geometry.of(module).classes
@@ -194,6 +195,15 @@ def plan(
             restart=restart,
             progress=out.progress,
         )
+        if pictures is not None and not random_weights:
+            found = accuracy_on_some(module, pictures, draft.preprocess, seed)
+            out.log(f"the full model finds {percent(found)} of a few training pictures")
+            if found < 2 / count:
+                out.warn(
+                    f"the full model finds {percent(found)} of a few training pictures, hardly "
+                    "more than chance: are --weights, --preprocess and the order of the classes "
+                    "what it was trained with?"
+                )
         result = {
             "work": output,
             "sub_models": [_entry(draft, index) for index in range(len(draft.widths))],

@@ -152,10 +152,20 @@ def test_a_deadline_prunes_what_is_late() -> None:
 @pytest.mark.parametrize(
     ("slots", "devices", "bounds", "message"),
     [
-        (2, equal_devices(2, 1000), Bounds(10**9), r"slot 0 needs .* left of its memory.*kept"),
-        (2, equal_devices(2), Bounds(10), "together have .* the limit is 10 B: prune more"),
-        (2, equal_devices(2), Bounds(10**9, 1e-9), r"last feature.*limit is 1e-06 ms"),
-        (3, equal_devices(2), Bounds(10**9), "add a device"),
+        (
+            2,
+            equal_devices(2, 1000),
+            Bounds(10**9),
+            r"slot 0 .* its memory, with one head left",
+        ),
+        (2, equal_devices(2), Bounds(10), r"10 B, with one head left to each: allow a total"),
+        (
+            2,
+            equal_devices(2),
+            Bounds(10**9, 1e-9),
+            r"last feature.*is 1e-06 ms.*faster device",
+        ),
+        (3, equal_devices(2), Bounds(10**9), "3 sub-models for 2 devices.*makespan.*--slots 2"),
     ],
 )
 def test_bounds_that_nothing_keeps_are_named(
