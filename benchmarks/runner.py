@@ -12,8 +12,9 @@
 | soak | memory, file descriptors and threads over many requests | no growth |
 
 "Computing" is what the workers report, spread over the cores at best:
-max(slowest slot, sum of slots / cores). Every answer is compared bit for bit with that of the
-bundles in this process. A worker's memory is given with a sub-model of 10 MB.
+max(slowest slot, sum of slots / cores). "Transport alone" is the time of a query with the same
+bytes to the same workers, who read it and do nothing. Every answer is compared bit for bit with
+that of the bundles in this process. A worker's memory is given with a sub-model of 10 MB.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from worker_processes import WorkerProcesses, free_port
 from vitlet.data.preprocess import preprocess
 from vitlet.errors import DeadlineError
 from vitlet.partition.coordinator import Coordinator
+from vitlet.partition.frame import PLAN_BYTES, Body, Frame, Kind, encode
 from vitlet.partition.gather import Policy
 from vitlet.partition.plan import Plan
 from vitlet.partition.zenoh_transport import Network, ZenohTransport
@@ -104,6 +106,28 @@ class Cluster:
         size = (rows, *self.plan.preprocess.size, 3)
         return np.random.default_rng(rows).integers(0, 256, size, dtype=np.uint8)
 
+    def round_trip(self, image: np.ndarray) -> float:
+        """Milliseconds until all workers have read an image and ended the query, unanswered.
+
+        The frames are for another process than the workers', which they see after having read them.
+        """
+        plan = bytes.fromhex(self.plan.hash)[:PLAN_BYTES]
+        content = encode(Frame(Kind.REQUEST, plan, 1, 1, epoch=1), Body.of(image))
+        topics, transport = self.coordinator.topics, self.coordinator._transport
+        left, done = [*NAMES], threading.Event()
+
+        def ended() -> None:
+            left.pop()
+            if not left:
+                done.set()
+
+        begin = time.perf_counter()
+        for name in NAMES:
+            key = topics.infer(plan.hex(), 0, name)
+            transport.query(key, content, 30.0, lambda reply: None, ended)
+        done.wait(30.0)
+        return (time.perf_counter() - begin) * 1e3
+
     def close(self) -> None:
         """End all processes."""
         self.coordinator.close()
@@ -124,11 +148,14 @@ def overhead(folder: Path, requests: int) -> dict[str, Any]:
             if number >= 50:
                 above.append((answer.latency - max(*spent, sum(spent) / cores)) * 1e3)
                 total.append(answer.latency * 1e3)
+        bare = [cluster.round_trip(image) for _ in range(requests)]
         memory = cluster.workers.memory("beta") / 1e6  # has one slot; gamma has two
         return {
             "p50_ms": percentile(above, 50),
             "p99_ms": percentile(above, 99),
             "latency_p50_ms": percentile(total, 50),
+            "transport_alone_p50_ms": percentile(bare, 50),
+            "transport_alone_p99_ms": percentile(bare, 99),
             "input_bytes": image.nbytes,
             "worker_memory_mb": round(memory, 1),
             "cores": cores,

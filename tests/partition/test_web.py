@@ -317,3 +317,33 @@ def test_a_port_in_use_is_one_line(site):
     port = int(site.server.url.rsplit(":", 1)[1])
     with pytest.raises(UsageError, match="choose another port"):
         Server(None, Place("127.0.0.1", port, tls=False))
+
+
+def test_off_this_machine_http_speaks_tls_only(site, tmp_path):
+    import ssl
+
+    from vitlet.partition import certificates
+    from vitlet.partition.identity import load_identity
+
+    certificates.init(tmp_path / "home.keys")
+    identity = load_identity(tmp_path / "home.keys" / "members" / "desk")
+    where = place("0.0.0.0:0", identity, insecure_lan=False)
+    assert where.tls and not place("127.0.0.1:0", identity, insecure_lan=False).tls
+    server = Server(build(site.coordinator, TOKEN), Place("127.0.0.1", 0, tls=True), identity)
+    server.start()
+    try:
+        port = int(server.url.rsplit(":", 1)[1])
+        assert server.url.startswith("https://")
+        context = ssl.create_default_context(cafile=identity.file("ca.pem"))
+        context.check_hostname = False  # the name in it is the device's, not the address
+        link = http.client.HTTPSConnection("127.0.0.1", port, timeout=SOON, context=context)
+        link.request("GET", "/healthz")
+        assert link.getresponse().read() == b'{"ready":true}'
+        link.close()
+        plain = http.client.HTTPConnection("127.0.0.1", port, timeout=SOON)
+        with pytest.raises((http.client.HTTPException, OSError)):
+            plain.request("GET", "/metrics", headers={"Authorization": f"Bearer {TOKEN}"})
+            plain.getresponse()
+        plain.close()
+    finally:
+        server.close()

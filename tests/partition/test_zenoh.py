@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -234,6 +235,25 @@ def test_plain_text_is_refused_by_an_encrypted_cluster(closing, light, tmp_path,
     port = f"127.0.0.1:{free_port()}"
     reasons = refused(closing, light, tmp_path, keys, Network(connect=(port,)))
     assert "has not joined" in reasons[f"tcp/{port}"]
+
+
+@pytest.mark.parametrize("who", ["nobody", "expired"])
+def test_tls_without_a_good_certificate_gets_no_byte_of_the_cluster(closing, keys, who):
+    port = free_port()
+    desk = load_identity(keys / "members" / "desk")
+    closing(ZenohTransport(Network(listen=(f"127.0.0.1:{port}",), identity=desk)))
+    context = ssl.create_default_context(cafile=str(keys / "members" / "desk" / "ca.pem"))
+    context.check_hostname = False
+    if who != "nobody":
+        folder = keys / "members" / who
+        context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    with socket.create_connection(("127.0.0.1", port), SOON) as plain:
+        # TLS 1.3 refuses a client's certificate after the handshake: at the first read.
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            with context.wrap_socket(plain) as link:
+                link.sendall(b"hello")
+                if link.recv(1) == b"":
+                    raise ConnectionError("closed")
 
 
 def test_a_revoked_certificate_is_not_heard(closing, light, tmp_path, keys):
