@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _PANEL = "Network"
 HOME = "home"
 HERE = "127.0.0.1"
+HEARING = 3.0  # seconds to wait for a coordinator's call
 
 Cluster = Annotated[
     str | None,
@@ -50,7 +51,7 @@ Scout = Annotated[
     str,
     typer.Option(
         "--scout", metavar="INTERFACE", rich_help_panel=_PANEL,
-        help="Look for others by multicast too; `auto` on all interfaces.",
+        help="Look for others by multicast and UDP too; `auto` on all interfaces.",
     ),
 ]  # fmt: skip
 InsecureLan = Annotated[
@@ -97,6 +98,7 @@ def joining(
         CorruptInputError: the certificates are not good.
     """
     from vitlet.errors import UsageError
+    from vitlet.partition.beacon import listen as hear
     from vitlet.partition.endpoints import PORT, endpoint, is_loopback
     from vitlet.partition.identity import load_identity
     from vitlet.partition.zenoh_transport import Network
@@ -106,15 +108,22 @@ def joining(
         raise UsageError(
             f"--cluster {cluster} does not fit --keys, which are of {identity.roster.cluster}"
         )
+    name = identity.roster.cluster if identity is not None else cluster or HOME
     if coordinator:
         listen = listen or ([] if connect else [f"{HERE}:{PORT}"])
     else:
+        if scout and not connect and (identity is not None or insecure_lan):
+            # Where multicast fails: a coordinator that is there calls once a second.
+            heard = hear(name, identity is not None, HEARING)
+            connect = None if heard is None else [heard]
         connect = connect or ([] if listen else [f"{HERE}:{PORT}"])
         secure = identity is not None
         inside = all(is_loopback(endpoint(c, secure=secure, option="--connect")) for c in connect)
         listen = listen or ([f"{HERE}:0"] if inside else [])
-    network = Network(tuple(listen), tuple(connect or ()), identity, insecure_lan, scout).checked()
-    name = identity.roster.cluster if identity is not None else cluster or HOME
+    beacon = name if scout and coordinator else ""
+    network = Network(
+        tuple(listen), tuple(connect or ()), identity, insecure_lan, scout, beacon
+    ).checked()
     return Joining(name, network)
 
 

@@ -11,11 +11,12 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vitlet._extras import require
 from vitlet.errors import UsageError
+from vitlet.partition.beacon import Beacon
 from vitlet.partition.endpoints import check_exposure, endpoint, resolved
 from vitlet.partition.identity import CA, CERTIFICATE, KEY, Identity
 from vitlet.partition.reach import why_unreachable
@@ -48,6 +49,7 @@ class Network:
         insecure_lan: allow addresses off loopback without certificates.
         scout: network interface to look for peers on by multicast ("auto" for all of them); "" for
             none. What is found this way is an address; it is not trusted.
+        beacon: cluster whose workers are called to `listen` by UDP too; "" for none.
     """
 
     listen: tuple[str, ...] = ()
@@ -55,6 +57,7 @@ class Network:
     identity: Identity | None = None
     insecure_lan: bool = False
     scout: str = ""
+    beacon: str = ""
 
     def checked(self) -> Network:
         """Return it with the addresses spelled out.
@@ -68,7 +71,7 @@ class Network:
         check_exposure((*listen, *connect), secure=secure, insecure_lan=self.insecure_lan)
         if self.scout and not secure and not self.insecure_lan:
             raise UsageError("--scout looks beyond this machine: it needs --keys or --insecure-lan")
-        return Network(listen, connect, self.identity, self.insecure_lan, self.scout)
+        return replace(self, listen=listen, connect=connect)
 
 
 class ZenohTransport:
@@ -92,6 +95,11 @@ class ZenohTransport:
             self._session = self._zenoh.open(config)
         except self._zenoh.ZError as error:
             raise UsageError(_open_message(str(error), self.network)) from None
+        self._beacon: Beacon | None = None
+        if self.network.beacon and self.network.listen:
+            port = int(self.network.listen[0].rsplit(":", 1)[1])
+            secure = self.network.identity is not None
+            self._beacon = Beacon(self.network.beacon, port, secure)
         self._lanes: dict[str, _Lane] = {}
         self._lock = threading.Lock()
         self._open = True
@@ -193,6 +201,8 @@ class ZenohTransport:
                 return
             self._open = False
             lanes = [*self._lanes.values()]
+        if self._beacon is not None:
+            self._beacon.close()
         for lane in lanes:
             lane.close()
         self._session.close()
