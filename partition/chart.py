@@ -69,6 +69,8 @@ def chart(
                   label="worst device lost")  # fmt: skip
     _frame(right, "bytes of compiled sub-models", counts)
     right.set_yscale("log")
+    sizes = [size for p in points for size in (p.bytes, p.total)] + ([full[1]] if full else [])
+    _name_sizes(right, narrow=max(sizes) < 10 * min(sizes))
     right.plot(counts, [p.bytes for p in points], "o-", color=_BLUE, label="largest device")
     right.plot(counts, [p.total for p in points], "o--", color=_GREEN, label="all devices")
     if full is not None:
@@ -86,7 +88,15 @@ def _frame(axis: Any, name: str, counts: Sequence[int]) -> None:
     axis.set_title(name, color=_INK, size=10, loc="left")
     axis.set_xlabel("devices", color=_FAINT, size=9)
     axis.set_xticks(sorted(set(counts)))
-    axis.tick_params(length=0, labelsize=8, colors=_FAINT)
+    axis.tick_params(which="both", length=0, labelsize=8, colors=_FAINT)
     axis.grid(axis="y", color=_GRID, linewidth=0.8)
     axis.spines[:].set_visible(False)
     axis.set_axisbelow(True)
+
+
+def _name_sizes(axis: Any, *, narrow: bool) -> None:
+    """Write sizes at powers of ten; between them too where there is hardly one of them."""
+    from matplotlib.ticker import EngFormatter, NullFormatter
+
+    axis.yaxis.set_major_formatter(EngFormatter("B"))
+    axis.yaxis.set_minor_formatter(EngFormatter("B") if narrow else NullFormatter())

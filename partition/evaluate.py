@@ -290,7 +290,10 @@ def _judge_full(
         said = np.concatenate([row["logits"] for row in rows]).argmax(-1)
         latency = clock(engine.path, {"image": pixels(data, np.arange(1), spec)}, seconds)
     right = said == data.labels
-    recall = [float(right[data.labels == c].mean()) for c in range(len(data.classes))]
+    recall = [
+        float(right[data.labels == c].mean()) if (data.labels == c).any() else None
+        for c in range(len(data.classes))
+    ]
     return {
         "accuracy": float(right.mean()), "recall": recall, "bytes": size, "latency": latency,
     }  # fmt: skip

@@ -41,7 +41,7 @@ class Judgement:
 
     Attributes:
         pictures: how many were judged.
-        recall: share of each class that is found, (classes,), nothing lost.
+        recall: share of each class that is found, (classes,), nothing lost; NaN without pictures.
         whole: nothing lost.
         one_lost: each device lost, in the order of the devices.
         two_lost: every pair lost; empty where there are too many or fewer than three devices.
@@ -63,7 +63,7 @@ class Judgement:
 
         return {
             "pictures": self.pictures,
-            "recall": list(self.recall),
+            "recall": [None if share != share else share for share in self.recall],
             "whole": plain(self.whole),
             "one_lost": [plain(case) for case in self.one_lost],
             "two_lost": [plain(case) for case in self.two_lost],

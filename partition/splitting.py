@@ -277,13 +277,14 @@ def check_data(draft: Draft, data: LabelledImages) -> None:
 
 @torch.no_grad()
 def accuracy_on_some(
-    model: DeiT, data: LabelledImages, spec: Preprocess, seed: int = 0, most: int = 200
+    model: nn.Module, data: LabelledImages, spec: Preprocess, seed: int = 0, most: int = 200
 ) -> float:
     """Return the full model's accuracy on a few pictures, as evenly over the classes as they allow.
 
     Close to chance it is not the model of these pictures, or not their preprocessing: what took
     hours to train would be of no use.
     """
+    assert isinstance(model, DeiT)
     pictures, rng = Pictures(data, spec), seeded(seed, "some")
     order = pictures.shuffled(rng)
     ranks = torch.zeros(len(order), dtype=torch.int64)

@@ -70,7 +70,8 @@ def _case(evaluation: Evaluation, case: Case, name: str) -> list[str]:
 
 def _recalls(evaluation: Evaluation) -> list[list[str]]:
     recall, full = evaluation.judgement.recall, evaluation.full
-    worst = sorted(range(len(recall)), key=lambda c: recall[c])[:_MOST]
+    known = [c for c, share in enumerate(recall) if share == share]  # not NaN: it has pictures
+    worst = sorted(known, key=lambda c: recall[c])[:_MOST]
     rows = [["recall, lowest first", "split", "full"]]
     for c in worst:
         rows.append(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def evaluate(
     plans: Annotated[
         list[Path],
-        typer.Argument(metavar="PLAN...", help="What `vitlet partition export` made."),
+        typer.Argument(metavar="PLAN", help="What `vitlet partition export` made."),
     ],
     data: Annotated[
         str,

@@ -58,10 +58,17 @@ def test_the_verbs_follow_each_other(cli, place, tmp_path):
     made = json.loads(ran.out)
     assert ran.code == 0 and [slot["devices"] for slot in made["slots"]] == [["one"], ["two"]]
     ran = cli("partition", "evaluate", plan, "--data", data, "--work", work,
-              "--duration", "10ms", "--limit", "12", "--json")  # fmt: skip
+              "--duration", "10ms", "--limit", "12", "--plot", str(tmp_path / "x.svg"),
+              "--json")  # fmt: skip
     found = json.loads(ran.out)
     assert ran.code == 0 and found["split"]["pictures"] == 12 and found["labels"] == list(NAMES)
     assert found["full"]["bytes"] > found["per_device"]["bytes"]
+    assert (tmp_path / "x.svg").read_text().count("<path") > 10
+    for options, why in ((("--to", "onnx", "--triple", "x"), "--to tvm"), (("--to", "q"), "'q'")):
+        ran = cli("partition", "export", work, "-o", str(tmp_path / "other"), *options)
+        assert ran.code == 2 and why in ran.err and not (tmp_path / "other").exists()
+    ran = cli("partition", "evaluate", plan, "--data", data, "--plot", "x.jpg")
+    assert ran.code == 2 and "--plot takes" in ran.err
     (tmp_path / "plan" / "fusion.vitlet" / "fusion.onnx").write_bytes(b"x")
     assert cli("partition", "evaluate", plan, "--data", data).code == 6
 
@@ -80,6 +87,7 @@ def test_a_plan_as_json_has_sizes_per_device_and_in_total(cli, place, tmp_path):
     ("options", "code", "message"),
     [
         (("--slots", "5"), 2, "5 sub-models for 4 classes"),
+        (("--slots", "3"), 2, "--assign makespan"),
         (("--keep", "9"), 2, "keeps 1 to 4 heads"),
         (("--total", "10"), 2, "the limit is 10 B"),
         (("--total", "much"), 2, "--total takes a size such as 180MB"),
