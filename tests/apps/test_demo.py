@@ -51,6 +51,17 @@ def test_pictures_and_reports_are_written(done):
     assert (folder / "verification.html").is_file()
 
 
+def test_a_split_model_survives_the_loss_of_a_worker(done):
+    folder, data = done
+    act = data["cluster"]
+    assert [slot["device"] for slot in act["slots"]] == ["kitchen", "hall", "garage"]
+    full, degraded, again = act["stages"]
+    assert (full["missing"], degraded["missing"], again["missing"]) == ([], [1], [])
+    assert full["accuracy"] == again["accuracy"] >= 0.85 and degraded["accuracy"] >= 0.6
+    assert act["same_as_one_process"] and act["recovery_seconds"] > 0
+    assert (folder / "cluster" / "plan" / "plan.json").is_file()
+
+
 class Links(HTMLParser):
     def __init__(self):
         super().__init__()
