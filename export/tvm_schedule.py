@@ -9,6 +9,8 @@ of rows of `a` (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multi
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,8 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 
 from vitlet.export.tvm_legalize import LEGALIZE
+
+RULES = "vitlet.export.tvm_rules"  # schedules of what is no contraction
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,20 @@ def pipeline(target: Any, tile: Tile) -> Any:
 
 
 def schedule_module(tile: Tile) -> Any:
-    """Return a pass that tiles every contraction of a module and leaves the rest alone."""
+    """Return a pass that schedules every function of a module that is not scheduled yet.
+
+    Contractions here; everything else by `vitlet.export.tvm_rules.schedule`, which returns None for
+    what it leaves as it is. Feature maps come to both in the layout of the graph: see `pipeline`.
+    """
+    rules = importlib.import_module(RULES) if importlib.util.find_spec(RULES) else None
 
     @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
     def apply(module: Any, _context: Any) -> Any:
         for name, function in module.functions.items():
             if isinstance(function, tirx.PrimFunc) and not _is_scheduled(function):
                 scheduled = schedule_contraction(function, tile)
+                if scheduled is None and rules is not None:
+                    scheduled = rules.schedule(function, tile)
                 if scheduled is not None:
                     module[name] = scheduled
         return module
