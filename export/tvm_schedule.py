@@ -52,6 +52,10 @@ def pipeline(target: Any, tile: Tile) -> Any:
                 [
                     relax.transform.DecomposeOpsForInference(),
                     relax.transform.CanonicalizeBindings(),
+                    # Channels last: a 1x1 convolution is a linear layer, and the vectors of a
+                    # depthwise one run over channels, however small the map is.
+                    relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]}),
+                    relax.transform.CanonicalizeBindings(),
                     relax.transform.LegalizeOps(LEGALIZE),
                     relax.transform.AnnotateTIROpPattern(),
                     relax.transform.FoldConstant(),
