@@ -13,11 +13,15 @@ from typing import Any
 import tvm
 from tvm import te, tirx, topi
 
+from vitlet.export import tvm_convolution
+
 _OUT_FUSABLE = 4  # relax.OpPatternKind: elementwise consumers may be fused into it
 
 
 def conv2d(builder: Any, call: Any) -> Any:
     """Lower `relax.nn.conv2d`: dense ones as contractions, the others as TVM does."""
+    if tvm_convolution.takes(call):
+        return tvm_convolution.windows(builder, call)
     attrs = call.attrs
     data, weight = call.args
     plain = attrs.data_layout == attrs.out_layout == "NCHW" and attrs.kernel_layout == "OIHW"

@@ -1,0 +1,199 @@
+"""Sums over windows, with the channels last: convolutions, pools and means of maps.
+
+Neighbouring channels fill vector registers; a few positions of a row or of two rows at once keep
+enough sums under way to hide what an addition takes (Georganas et al., "Anatomy of High-Performance
+Deep Learning Convolutions on SIMD Architectures", SC 2018). No input is rearranged, except that
+a border of zeros is written around it where the windows reach over its edge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from vitlet.export.tvm_rules.blocks import (
+    axes,
+    children,
+    consumers,
+    divisors,
+    finish,
+    is_plain,
+    is_reduction,
+    loads,
+    step,
+    uses,
+)
+
+if TYPE_CHECKING:
+    from vitlet.export.tvm_schedule import Tile
+
+_SMALL = 16  # positions or channels that fit into no tile are taken one by one up to here
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A sum over windows: indices into its block's iteration variables."""
+
+    sizes: tuple[int, ...]
+    spatial: tuple[int, ...]
+    channel: int
+    columns: tuple[int, ...]  # how many channels a tile may have
+    per_channel: bool  # every channel reads its own inputs: depthwise, pools, means
+    pad: str | None  # the block that writes the border of zeros
+
+
+def schedule(given: Any, tile: Tile) -> Any:
+    """Return the scheduled function; None if it is not one sum over windows."""
+    schedule = given
+    sums = [b for b in children(schedule) if is_reduction(schedule.get(b))]
+    if len(sums) != 1:
+        return None
+    window = _recognize(schedule, sums[0], tile)
+    if window is None:
+        return None
+    name = schedule.get(sums[0]).name_hint
+    output = _epilogue(schedule, sums[0], window)
+    if output is None:
+        output = schedule.cache_write(schedule.get_sblock(name), 0, "global")
+    _tile(schedule, schedule.get_sblock(name), output, window, tile)
+    return finish(schedule)
+
+
+def _recognize(schedule: Any, block: Any, tile: Tile) -> _Window | None:
+    body = schedule.get(block)
+    found = axes(body)
+    if not is_plain(body) or not found.spatial:
+        return None
+    channel = found.spatial[-1]
+    variable = found.variables[channel]
+    constants: set[int] = set()
+    contiguous = broadcast = False
+    for load in loads(body.body.value):
+        if load.source.same_as(body.body.buffer):
+            continue
+        for place, index in enumerate(load.indices):
+            if not uses(index, variable):
+                continue
+            divided = divisors(index)
+            last = place == len(load.indices) - 1
+            if not divided and not (last and step(index, variable) == 1):
+                return None
+            constants |= divided
+        if uses(load.indices[-1], variable):
+            contiguous = True
+        else:
+            broadcast = True
+    if not contiguous:
+        return None
+    columns = _columns(found.sizes[channel], constants, tile)
+    pads = [schedule.get(b).name_hint for b in schedule.get_producers(block)]
+    if len(pads) > 1:
+        return None
+    return _Window(
+        found.sizes, found.spatial, channel, columns, not broadcast, pads[0] if pads else None
+    )
+
+
+def _columns(size: int, constants: set[int], tile: Tile) -> tuple[int, ...]:
+    """Return into how many channels a tile can be cut, without a rest: whole vectors if any.
+
+    Powers of two, since LLVM keeps no others in registers.
+    """
+    fits = [
+        part
+        for part in (1, 2, 4, 8, 16, 32, 64)
+        if size % part == 0 and all(c % part == 0 or c % size == 0 for c in constants)
+    ]
+    whole = [part for part in fits if tile.lanes <= part <= 8 * tile.lanes]
+    return tuple(whole or fits[-1:])
+
+
+def _epilogue(schedule: Any, block: Any, window: _Window) -> Any:
+    """Merge the elementwise blocks behind a sum into one block in the same loops, and return it.
+
+    None when there is none. Blocks in other loops, as where a mean is spread over its map again,
+    stay behind it.
+    """
+    shape = [window.sizes[i] for i in window.spatial]
+    same: list[str] = []
+    for consumer in list(consumers(schedule, block)):
+        body = schedule.get(consumer)
+        if list(axes(body).sizes) != shape or not is_plain(body):
+            break
+        same.append(body.name_hint)
+    for name in same[:-1]:
+        schedule.compute_inline(schedule.get_sblock(name))
+    return schedule.get_sblock(same[-1]) if same else None
+
+
+def _cut(window: _Window, tile: Tile) -> tuple[int, dict[int, int]]:
+    """Return a tile's channels, and its positions in each of the last two loops before them."""
+    most = tile.rows * tile.columns // tile.lanes  # accumulators, beside what they are fed with
+    places = [i for i in window.spatial[:-1] if window.sizes[i] > 1][-2:]
+    choices = [[p for p in range(1, 15) if window.sizes[i] % p == 0] for i in places]
+    best: tuple[float, int, dict[int, int]] | None = None
+    for columns in window.columns:
+        vectors = -(-columns // tile.lanes)
+        for parts in product(*choices):
+            rows = 1
+            for part in parts:
+                rows *= part
+            sums = rows * vectors
+            if sums > most and rows > 1:
+                continue
+            # Per product of one vector: two run in a cycle, as two loads do; a sum takes four.
+            reads = sums + vectors if window.per_channel else rows + vectors
+            cost = max(sums / 2, reads / 2, 4.0) / sums + 0.001 * len([p for p in parts if p > 1])
+            if best is None or cost < best[0]:
+                best = cost, columns, dict(zip(places, parts, strict=True))
+    assert best is not None
+    return best[1], best[2]
+
+
+def _tile(schedule: Any, block: Any, output: Any, window: _Window, tile: Tile) -> None:
+    columns, parts = _cut(window, tile)
+    loops = list(schedule.get_loops(output))
+    where = dict(zip(window.spatial, loops, strict=True))
+    inner = []
+    for place, part in parts.items():
+        where[place], inside = schedule.split(where[place], [None, part])
+        inner.append(inside)
+    where[window.channel], lanes = schedule.split(where[window.channel], [None, columns])
+    outer = [where[i] for i in window.spatial[:-1]]
+    # Channels outside: their weights, and the part of a map that a depthwise one reads, stay near.
+    order = [*outer[:1], where[window.channel], *outer[1:]]
+    schedule.reorder(*order, *inner, lanes)
+    for loop in inner:
+        schedule.unroll(loop)
+    schedule.vectorize(lanes)
+    schedule.compute_at(block, order[-1], preserve_unit_loops=True)
+    own = list(schedule.get_loops(block))[-len(window.sizes) :]
+    summed = [own[i] for i in range(len(own)) if i not in window.spatial]
+    places = [own[i] for i in window.spatial[:-1]]
+    schedule.reorder(*summed, *places, own[window.channel])
+    for place, loop in zip(window.spatial[:-1], places, strict=True):
+        if parts.get(place, 1) > 1:
+            schedule.unroll(loop)
+    schedule.vectorize(own[window.channel])
+    together = schedule.fuse(*order[:2])
+    schedule.parallel(together)
+    if window.pad is not None:
+        _pad(schedule, schedule.get_sblock(window.pad), together, window, columns)
+    if summed:
+        schedule.decompose_reduction(block, summed[0])
+
+
+def _pad(schedule: Any, pad: Any, together: Any, window: _Window, columns: int) -> None:
+    """Write the border: for the channels of a tile where each reads its own, else for all."""
+    if window.per_channel:
+        schedule.compute_at(pad, together)
+        first = len(schedule.get_loops(pad)) - len(axes(schedule.get(pad)).sizes) + 1
+    else:
+        first = 0
+    loops = list(schedule.get_loops(pad))
+    del first
+    depth = 1 if window.per_channel else 0
+    schedule.vectorize(loops[-1])
+    if schedule.can_decompose_padding(pad, loops[depth]):
+        schedule.decompose_padding(pad, loops[depth])
