@@ -13,7 +13,7 @@ from typing import Any
 import tvm
 from tvm import te, tirx, topi
 
-from vitlet.export import tvm_convolution
+from vitlet.export import tvm_convolution, tvm_math, tvm_rows
 
 _OUT_FUSABLE = 4  # relax.OpPatternKind: elementwise consumers may be fused into it
 
@@ -100,4 +100,10 @@ def take(builder: Any, call: Any) -> Any:
     )
 
 
-LEGALIZE = {"relax.nn.conv2d": conv2d, "relax.nn.gelu": gelu, "relax.take": take}
+LEGALIZE = {
+    "relax.nn.conv2d": conv2d,
+    "relax.nn.gelu": gelu,
+    "relax.take": take,
+    **tvm_math.LEGALIZE,
+    **tvm_rows.LEGALIZE,
+}

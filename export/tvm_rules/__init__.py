@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 
-from vitlet.export.tvm_rules import window
+from vitlet.export.tvm_rules import elementwise, rows, window
 
 if TYPE_CHECKING:
     from vitlet.export.tvm_schedule import Tile
 
-_RULES = (window.schedule,)
+_RULES = (rows.schedule, window.schedule, elementwise.schedule)
 
 
 def schedule(function: Any, tile: Tile) -> Any:

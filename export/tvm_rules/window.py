@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from vitlet.export.tvm_rules.blocks import (
@@ -24,6 +25,7 @@ from vitlet.export.tvm_rules.blocks import (
     step,
     uses,
 )
+from vitlet.export.tvm_rules.vectors import spread
 
 if TYPE_CHECKING:
     from vitlet.export.tvm_schedule import Tile
@@ -176,8 +178,7 @@ def _tile(schedule: Any, block: Any, output: Any, window: _Window, tile: Tile) -
         if parts.get(place, 1) > 1:
             schedule.unroll(loop)
     schedule.vectorize(own[window.channel])
-    together = schedule.fuse(*order[:2])
-    schedule.parallel(together)
+    together = spread(schedule, order[:2], prod(window.sizes))
     if window.pad is not None:
         _pad(schedule, schedule.get_sblock(window.pad), together, window, columns)
     if summed:
