@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import tvm_ffi
 from numpy.typing import NDArray
 from tvm import ir, relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
@@ -108,7 +109,7 @@ class _Rewriter(PyExprMutator):
 
             return self._emit(linear, a, panels)
         same = len(left) == len(right) and all(
-            ir.structural_equal(p, q) for p, q in zip(left[:-2], right[:-2], strict=True)
+            tvm_ffi.structural_equal(p, q) for p, q in zip(left[:-2], right[:-2], strict=True)
         )
         if len(left) < 3 or not same:
             return None
