@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import te, tirx
+import numpy as np
+from numpy.typing import NDArray
+from tvm import ir, relax, te, tirx
 
 _OUT_FUSABLE = 4  # relax.OpPatternKind: elementwise consumers may be fused into it
 _LANES = 8  # output channels are rounded up to this many, by weights of zero
 
 
-def takes(call: Any) -> bool:
+def takes(builder: Any, call: Any) -> bool:
     """Tell whether `windows` computes this `relax.nn.conv2d`: any one but 1x1 and patches."""
     attrs = call.attrs
     data, weight = (argument.ty for argument in call.args)
     if attrs.data_layout != "NHWC" or attrs.out_layout != "NHWC" or attrs.kernel_layout != "OHWI":
         return False
     sizes = [*weight.shape, *list(data.shape)[1:]]
-    if weight.dtype != "float32" or not all(isinstance(size, tirx.IntImm) for size in sizes):
+    if weight.dtype != "float32" or _constant(builder, call.args[1]) is None:
+        return False
+    if not all(isinstance(size, tirx.IntImm) for size in sizes):
         return False
     window = [int(size) for size in list(weight.shape)[1:3]]
     flush = not any(int(p) for p in attrs.padding) and window == [int(s) for s in attrs.strides]
@@ -41,20 +45,6 @@ def windows(builder: Any, call: Any) -> Any:
     depthwise = inner == 1 and groups > 1
     ready = outputs if groups > 1 else -(-outputs // _LANES) * _LANES
     part = next(p for p in (16, 8, 4, 2, 1) if (share if groups > 1 else ready) % p == 0)
-
-    def arrange(weights: Any) -> Any:
-        if depthwise:
-            return te.compute(
-                (high, wide, outputs), lambda y, x, o: weights[o, y, x, 0], "arranged"
-            )
-        zero = tirx.const(0, "float32")
-        return te.compute(
-            (ready // part, high, wide, inner, part),
-            lambda p, y, x, c, i: tirx.if_then_else(
-                p * part + i < outputs, weights[p * part + i, y, x, c], zero
-            ),
-            "arranged",
-        )
 
     def convolve(image: Any, weights: Any) -> Any:
         batch, rows, columns, channels = image.shape
@@ -89,12 +79,27 @@ def windows(builder: Any, call: Any) -> Any:
             return sums
         return te.compute((batch, tall, broad, outputs), lambda *at: sums[at], "cropped")
 
-    # Of constants only: the constant folder computes it once, at compile time.
-    arranged = builder.emit(builder.call_te(arrange, weight, primfunc_name_hint="arrange"))
     return builder.call_te(
         convolve,
         data,
-        arranged,
+        relax.const(_arranged(_constant(builder, weight), part, depthwise=depthwise)),
         primfunc_name_hint="conv2d",
         primfunc_attrs={"op_pattern": _OUT_FUSABLE},
     )
+
+
+def _constant(builder: Any, expression: Any) -> NDArray[Any] | None:
+    while isinstance(expression, relax.Var):
+        expression = builder.lookup_binding(expression)
+    return expression.value.numpy() if isinstance(expression, ir.GenericConst) else None
+
+
+def _arranged(weights: Any, part: int, *, depthwise: bool) -> NDArray[np.float32]:
+    """(outputs, rows, columns, inputs) to (rows, columns, outputs), or in parts of the outputs."""
+    outputs, *inner = weights.shape
+    if depthwise:
+        return np.ascontiguousarray(weights[..., 0].transpose(1, 2, 0))
+    count = -(-outputs // part)
+    padded = np.zeros((count * part, *inner), np.float32)
+    padded[:outputs] = weights
+    return np.ascontiguousarray(np.moveaxis(padded.reshape(count, part, *inner), 1, -1))
