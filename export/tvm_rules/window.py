@@ -13,6 +13,7 @@ from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from vitlet.export.tvm_expressions import size
 from vitlet.export.tvm_rules.blocks import (
     axes,
     children,
@@ -30,7 +31,8 @@ from vitlet.export.tvm_rules.vectors import spread
 if TYPE_CHECKING:
     from vitlet.export.tvm_schedule import Tile
 
-_SMALL = 16  # positions or channels that fit into no tile are taken one by one up to here
+_LIGHT = 8  # operations that may be written out for every position of a tile
+_VECTOR = 16  # channels at a time of what is not
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,11 @@ def schedule(given: Any, tile: Tile) -> Any:
         return None
     name = schedule.get(sums[0]).name_hint
     output = _epilogue(schedule, sums[0], window)
-    if output is None:
-        output = schedule.cache_write(schedule.get_sblock(name), 0, "global")
-    _tile(schedule, schedule.get_sblock(name), output, window, tile)
+    heavy = output is not None and size(schedule.get(output).body.value) > _LIGHT
+    kept = None
+    if output is None or heavy:
+        kept = schedule.cache_write(schedule.get_sblock(name), 0, "global")
+    _tile(schedule, name, output, kept, window, tile)
     return finish(schedule)
 
 
@@ -97,7 +101,7 @@ def _recognize(schedule: Any, block: Any, tile: Tile) -> _Window | None:
     )
 
 
-def _columns(size: int, constants: set[int], tile: Tile) -> tuple[int, ...]:
+def _columns(count: int, constants: set[int], tile: Tile) -> tuple[int, ...]:
     """Return into how many channels a tile can be cut, without a rest: whole vectors if any.
 
     Powers of two, since LLVM keeps no others in registers.
@@ -105,7 +109,7 @@ def _columns(size: int, constants: set[int], tile: Tile) -> tuple[int, ...]:
     fits = [
         part
         for part in (1, 2, 4, 8, 16, 32, 64)
-        if size % part == 0 and all(c % part == 0 or c % size == 0 for c in constants)
+        if count % part == 0 and all(c % part == 0 or c % count == 0 for c in constants)
     ]
     whole = [part for part in fits if tile.lanes <= part <= 8 * tile.lanes]
     return tuple(whole or fits[-1:])
@@ -153,10 +157,48 @@ def _cut(window: _Window, tile: Tile) -> tuple[int, dict[int, int]]:
     return best[1], best[2]
 
 
-def _tile(schedule: Any, block: Any, output: Any, window: _Window, tile: Tile) -> None:
+def _tile(schedule: Any, name: str, output: Any, kept: Any, window: _Window, tile: Tile) -> None:
+    """Cut the result into tiles, and compute the sums of each in registers just before.
+
+    Args:
+        schedule: of the function.
+        name: of the sum.
+        output: what follows in the same loops; None for nothing.
+        kept: a copy of the sums: the result itself, or for an `output` so long that it must not be
+            written out for every position of a tile, what that reads.
+        window: the sum.
+        tile: the processor's registers.
+    """
     columns, parts = _cut(window, tile)
-    loops = list(schedule.get_loops(output))
-    where = dict(zip(window.spatial, loops, strict=True))
+    place, order, inner = _outer(schedule, output or kept, window, columns, parts)
+    if output is not None and kept is not None:
+        lanes = inner.pop()
+        vector = min(columns, _VECTOR)
+        if columns > vector:
+            lanes = schedule.split(lanes, [None, vector])[1]
+        schedule.vectorize(lanes)
+        schedule.compute_at(kept, place, preserve_unit_loops=True)
+        inner = list(schedule.get_loops(kept))[-len(window.spatial) :]
+    _registers(schedule, inner)
+    block = schedule.get_sblock(name)
+    schedule.compute_at(block, place, preserve_unit_loops=True)
+    own = list(schedule.get_loops(block))[-len(window.sizes) :]
+    summed = [own[i] for i in range(len(own)) if i not in window.spatial]
+    places = [own[i] for i in window.spatial]
+    schedule.reorder(*summed, *places)
+    _registers(schedule, places)
+    together = spread(schedule, order[:2], prod(window.sizes))
+    if window.pad is not None:
+        _pad(schedule, schedule.get_sblock(window.pad), together, window)
+    if summed:
+        schedule.decompose_reduction(block, summed[0])
+
+
+def _outer(
+    schedule: Any, block: Any, window: _Window, columns: int, parts: dict[int, int]
+) -> tuple[Any, list[Any], list[Any]]:
+    """Cut a block's loops; return the innermost loop around a tile, those around, those inside."""
+    where = dict(zip(window.spatial, schedule.get_loops(block), strict=True))
     inner = []
     for place, part in parts.items():
         where[place], inside = schedule.split(where[place], [None, part])
@@ -166,35 +208,23 @@ def _tile(schedule: Any, block: Any, output: Any, window: _Window, tile: Tile) -
     # Channels outside: their weights, and the part of a map that a depthwise one reads, stay near.
     order = [*outer[:1], where[window.channel], *outer[1:]]
     schedule.reorder(*order, *inner, lanes)
-    for loop in inner:
+    return order[-1], order, [*inner, lanes]
+
+
+def _registers(schedule: Any, loops: list[Any]) -> None:
+    """Write out the loops of a tile, so that its sums have names and LLVM gives them registers."""
+    *rows, lanes = loops
+    for loop in rows:
         schedule.unroll(loop)
     schedule.vectorize(lanes)
-    schedule.compute_at(block, order[-1], preserve_unit_loops=True)
-    own = list(schedule.get_loops(block))[-len(window.sizes) :]
-    summed = [own[i] for i in range(len(own)) if i not in window.spatial]
-    places = [own[i] for i in window.spatial[:-1]]
-    schedule.reorder(*summed, *places, own[window.channel])
-    for place, loop in zip(window.spatial[:-1], places, strict=True):
-        if parts.get(place, 1) > 1:
-            schedule.unroll(loop)
-    schedule.vectorize(own[window.channel])
-    together = spread(schedule, order[:2], prod(window.sizes))
-    if window.pad is not None:
-        _pad(schedule, schedule.get_sblock(window.pad), together, window, columns)
-    if summed:
-        schedule.decompose_reduction(block, summed[0])
 
 
-def _pad(schedule: Any, pad: Any, together: Any, window: _Window, columns: int) -> None:
+def _pad(schedule: Any, pad: Any, together: Any, window: _Window) -> None:
     """Write the border: for the channels of a tile where each reads its own, else for all."""
     if window.per_channel:
         schedule.compute_at(pad, together)
-        first = len(schedule.get_loops(pad)) - len(axes(schedule.get(pad)).sizes) + 1
-    else:
-        first = 0
     loops = list(schedule.get_loops(pad))
-    del first
-    depth = 1 if window.per_channel else 0
+    outside = loops[1 if window.per_channel else 0]
     schedule.vectorize(loops[-1])
-    if schedule.can_decompose_padding(pad, loops[depth]):
-        schedule.decompose_padding(pad, loops[depth])
+    if schedule.can_decompose_padding(pad, outside):
+        schedule.decompose_padding(pad, outside)

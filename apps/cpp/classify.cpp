@@ -1,0 +1,121 @@
+// Says what is on a picture, with a bundle that `vitlet export --to tvm` made:
+//   classify BUNDLE PICTURE.ppm [THREADS]
+// Prints the three likeliest labels and their probabilities. Needs no Python, no torch and no
+// compiler: only libtvm_ffi and libtvm_runtime.
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/error.h>
+#include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/function.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+#include <numeric>
+
+#include "image.h"
+#include "json.h"
+
+namespace ffi = tvm::ffi;
+
+namespace {
+
+struct Aligned {  // TVM loads vectors from addresses that are multiples of 64
+  void AllocData(DLTensor* tensor) {
+    tensor->data = std::aligned_alloc(64, (ffi::GetDataSize(*tensor) + 63) / 64 * 64);
+    if (tensor->data == nullptr) throw std::bad_alloc();
+  }
+  void FreeData(DLTensor* tensor) { std::free(tensor->data); }
+};
+
+Json read_manifest(const std::string& bundle) {
+  std::ifstream file(bundle + "/manifest.json", std::ios::binary);
+  if (!file) throw std::runtime_error("cannot read " + bundle + "/manifest.json");
+  return Json::parse({std::istreambuf_iterator<char>(file), {}});
+}
+
+// The TVM library for this kind of machine that takes pictures: (1, C, H, W) float32.
+const Json& find_artifact(const Json& manifest) {
+#ifdef __aarch64__
+  const std::string triple = "aarch64-linux-gnu";
+#else
+  const std::string triple = "x86_64-linux-gnu";
+#endif
+  for (const Json& artifact : manifest["artifacts"].items) {
+    if (artifact["target"].text != "tvm" || artifact["details"]["triple"].text != triple) continue;
+    if (artifact["inputs"].items.at(0)["shape"].items.size() == 4) return artifact;
+  }
+  throw std::runtime_error("the bundle has no TVM library for " + triple);
+}
+
+// One compiled graph in TVM's virtual machine.
+class Graph {
+ public:
+  Graph(const std::string& path, int threads)
+      : library_(ffi::Module::LoadFromFile(path)),
+        machine_(library_->GetFunction("vm_load_executable").value()().cast<ffi::Module>()) {
+    const int big_cores_first = 1, cpu = 1, pooled_allocator = 2;
+    ffi::Function::GetGlobalRequired("runtime.config_threadpool")(big_cores_first, threads);
+    machine_->GetFunction("vm_initialization").value()(cpu, 0, pooled_allocator);
+  }
+
+  std::vector<float> run(const std::vector<float>& values, const std::vector<int64_t>& shape) {
+    ffi::Tensor input = ffi::Tensor::FromNDAlloc(Aligned{}, ffi::Shape(shape),
+                                                 DLDataType{kDLFloat, 32, 1}, {kDLCPU, 0});
+    if (input.numel() != static_cast<int64_t>(values.size()))
+      throw std::runtime_error("the graph takes pictures of another size than the manifest says");
+    std::memcpy(input.data_ptr(), values.data(), values.size() * sizeof(float));
+    const auto output = machine_->GetFunction("main").value()(input).cast<ffi::Tensor>();
+    const auto* from = static_cast<const float*>(output.data_ptr());
+    return {from, from + output.numel()};
+  }
+
+ private:
+  ffi::Module library_, machine_;
+};
+
+int classify(const std::string& bundle, const std::string& picture, int threads) {
+  const Json manifest = read_manifest(bundle);
+  const Json& artifact = find_artifact(manifest);
+  std::vector<int64_t> shape;
+  for (const Json& size : artifact["inputs"].items.at(0)["shape"].items)
+    shape.push_back(size.text.empty() ? static_cast<int64_t>(size.number) : 1);  // "batch"
+  if (shape[0] != 1) throw std::runtime_error("the graph takes more than one picture at a time");
+  Graph graph(bundle + "/" + artifact["file"].text, threads);
+  std::vector<float> scores =
+      graph.run(preprocess(read_image(picture), manifest["preprocess"]), shape);
+
+  const float most = *std::max_element(scores.begin(), scores.end());
+  float sum = 0;
+  for (float& score : scores) sum += score = std::exp(score - most);
+  std::vector<std::size_t> order(scores.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
+  const std::vector<Json>& labels = manifest["labels"].items;
+  for (std::size_t i = 0; i < std::min<std::size_t>(3, order.size()); ++i) {
+    const std::size_t k = order[i];
+    const std::string label = k < labels.size() ? labels[k].text : "class " + std::to_string(k);
+    std::printf("%.6f %s\n", static_cast<double>(scores[k] / sum), label.c_str());
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 3 && count != 4) {
+    std::fprintf(stderr, "usage: %s BUNDLE PICTURE.ppm [THREADS]\n", arguments[0]);
+    return 2;
+  }
+  try {
+    setenv("TVM_BIND_THREADS", "0", 0);  // TVM would pin this thread to the first core
+    const int threads = count == 4 ? std::atoi(arguments[3]) : 1;
+    if (threads < 1) throw std::runtime_error("THREADS must be a number from 1");
+    return classify(arguments[1], arguments[2], threads);
+  } catch (const std::exception& error) {  // ffi::Error is one too
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}
