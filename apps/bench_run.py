@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from vitlet.errors import UsageError, VitletError
 from vitlet.runtime.batching import BatchSizes
 from vitlet.runtime.bundle import open_bundle
 from vitlet.runtime.manifest import Artifact
-from vitlet.runtime.select import ENGINES, select
+from vitlet.runtime.select import CHECKING, ENGINES, select
 
 ROUNDS = 10
 # Without the current folder on the path: a file of the user's called numpy.py must not be imported.
@@ -122,7 +122,8 @@ def plan(
 
     Args:
         bundle: the bundle's folder.
-        engines: names; None for every engine that the bundle has an artefact for and that runs.
+        engines: names; None for every engine that the bundle has an artefact for and that runs,
+            but for the checking one.
         graph: None for the graph that images go through.
         threads: thread counts.
         batches: batch sizes; None for the lowest that each artefact was compiled for.
@@ -160,16 +161,12 @@ def _batches(artifact: Artifact, wanted: Sequence[int] | None) -> list[int]:
 
 
 def _runnable(bundle: Any, graph: str) -> list[str]:
-    found, problems = [], []
-    for engine in ENGINES:
-        try:
+    found = []
+    for engine in (name for name in ENGINES if name != CHECKING):
+        with suppress(VitletError):
             select(bundle, graph, engine)
             found.append(engine)
-        except VitletError as error:
-            problems.append(error)
-    if not found:
-        raise problems[0] if problems else UsageError(f"nothing in {bundle.path.name} runs here")
-    return found
+    return found or [select(bundle, graph, "auto")[0]]  # which says why there is none
 
 
 def measure(

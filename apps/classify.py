@@ -32,7 +32,7 @@ class Classifier:
 
     Args:
         bundle: the bundle's folder.
-        engine: "auto", "ort" or "tvm".
+        engine: "auto", "ort", "tvm" or "coreml".
         threads: threads to compute with.
         prompts: comma-separated class names that replace the bundle's (CLIP bundles with a text
             tower).
@@ -44,7 +44,7 @@ class Classifier:
     def __init__(
         self, bundle: Path, engine: str = "auto", threads: int = 1, prompts: str | None = None
     ) -> None:
-        if bundle.is_file():
+        if bundle.is_file() or bundle.suffix == ".mlpackage":
             raise UsageError(
                 f"{bundle} is a bare file without preprocessing or labels: give its bundle"
             )

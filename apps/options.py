@@ -26,7 +26,10 @@ NoProgress = Annotated[
     bool, typer.Option("--no-progress", help="Draw no progress bars.", rich_help_panel=_PANEL)
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.", min=0)]
-EngineName = Literal["auto", "ort", "tvm"]
+EngineName = Literal["auto", "ort", "tvm", "coreml"]
 Engine = Annotated[
-    EngineName, typer.Option("--engine", help="What runs it; auto prefers ONNX Runtime.")
+    EngineName,
+    typer.Option(
+        "--engine", help="What runs it; auto prefers ONNX Runtime. coreml checks, slowly (torch)."
+    ),
 ]

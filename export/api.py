@@ -18,6 +18,7 @@ from vitlet.export.bundle import Draft, check_place, write_bundle
 from vitlet.export.options import Options, resolve
 from vitlet.export.source import PROMPTS, Source, Words, read_source
 from vitlet.export.targets import RULES
+from vitlet.export.tolerance import parse_tolerance
 from vitlet.runtime.bundle import Bundle, open_bundle
 from vitlet.runtime.manifest import Artifact, Manifest
 from vitlet.runtime.progress import Progress, null_progress
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vitlet.export.accelerate.table import TableSource
+    from vitlet.export.keep_fp32 import Keeper
     from vitlet.export.result import Report
     from vitlet.export.trace import Graph
 
@@ -51,6 +53,8 @@ def export(
     accelerate: str | None = None,
     accelerate_table: TableSource | None = None,
     tvm_extern: str | None = None,
+    keep_fp32: str | Sequence[str] | None = None,
+    xctest: bool = False,
     labels: str | os.PathLike[str] | Sequence[str] | None = None,
     prompts: Sequence[str] | None = None,
     templates: str | Sequence[str] | None = None,
@@ -86,6 +90,10 @@ def export(
             times decide, so that two exports are byte-equal.
         tvm_extern: "vitlet": TVM libraries call vitlet's C++ kernels for its operators. They then
             run where vitlet is installed only.
+        keep_fp32: layers (paths of torch modules) and operations that Core ML programs compute in
+            float32; "auto" finds the fewest with which float16 meets the tolerance.
+        xctest: add a Swift package to the bundle that runs the Core ML programs on an Apple device
+            and compares with the source model; see `vitlet.export.xctest`.
         labels: class names of a classifier: a sequence, or a file with one a line.
         prompts: class names of a CLIP-style model, whose text embeddings go into the bundle.
         templates: prompt templates: a name, or texts with "{}".
@@ -121,7 +129,10 @@ def export(
         accelerate=accelerate,
         accelerate_table=accelerate_table,
         tvm_extern=tvm_extern,
+        keep_fp32=keep_fp32,
+        xctest=xctest,
     )
+    limits = parse_tolerance(tolerance) if isinstance(tolerance, str) else tolerance
     require("torch", extra="torch", why="read a model and export it")
     for target in options.targets:
         for package in _COMPILERS[target]:
@@ -134,11 +145,14 @@ def export(
         words = Words.of(source, labels, prompts, templates)
     with write_bundle(path, force=force) as draft:
         manifest, golden, graphs = _compile(
-            draft.folder, source, words, options, reparameterize, metadata or {}, step
+            draft.folder, source, words, options, reparameterize, metadata or {}, limits, step
         )
+        if options.xctest:
+            with step("write the test for Apple devices"):
+                _write_xctest(draft.folder, manifest, golden, limits)
         report = None
         if verify:
-            manifest, report = _verify(draft, manifest, golden, graphs, words, tolerance, step)
+            manifest, report = _verify(draft, manifest, golden, graphs, words, limits, step)
             if on_report is not None:
                 on_report(report)
         failed = [] if report is None else report.reasons
@@ -152,7 +166,7 @@ def export(
 
 def _require_quietly(package: str, extra: str, target: str) -> None:
     if package == "coremltools":
-        from vitlet.export.coreml_quiet import quiet_coremltools
+        from vitlet.runtime.coreml.quiet import quiet_coremltools
 
         with quiet_coremltools():
             require(package, extra=extra, why=f"export to {target}")
@@ -175,6 +189,7 @@ def _compile(
     options: Options,
     merge: bool,
     metadata: Mapping[str, str],
+    limits: Mapping[str, float] | None,
     step: Progress,
 ) -> tuple[Manifest, dict[str, NDArray[Any]], list[Graph]]:
     from vitlet.compress.reparameterize import reparameterize
@@ -188,11 +203,18 @@ def _compile(
     with step("run the source model on the test inputs"):
         golden = make_golden(source.model, deployable, source.preprocess)
         save_file(golden, folder / GOLDEN)
+    kept = None
+    if options.keep_fp32:
+        from vitlet.export.keep_fp32 import Keeper
+
+        kept = Keeper(options, source.preprocess, golden, deployable, limits, step)
     artifacts = [
         artifact
         for target in options.targets
         for graph in deployable
-        for artifact in _artifacts(target, graph, folder, source, words, options, metadata, step)
+        for artifact in _artifacts(
+            target, graph, folder, source, words, options, metadata, kept, step
+        )
     ]
     tokenizer = None
     if source.facts["kind"] == "clip":
@@ -224,6 +246,7 @@ def _artifacts(
     words: Words,
     options: Options,
     metadata: Mapping[str, str],
+    kept: Keeper | None,
     step: Progress,
 ) -> list[Artifact]:
     is_image = graph.name != "text"
@@ -249,20 +272,21 @@ def _artifacts(
     if target == "coreml":
         from vitlet.export.coreml import export_coreml
 
+        names, facts = ((), {}) if kept is None else kept.of(graph)
         with step(f"export {graph.name} to Core ML"):
-            return [
-                export_coreml(
-                    graph,
-                    folder / f"{graph.name}.mlpackage",
-                    precision=precision,
-                    ios=options.ios,
-                    batch=options.batch,
-                    preprocess=pixels,
-                    labels=words.labels if graph.name == "model" else None,
-                    metadata=_core_ml_metadata(source, metadata),
-                    palette_mode=options.palette_mode,
-                )
-            ]
+            made = export_coreml(
+                graph,
+                folder / f"{graph.name}.mlpackage",
+                precision=precision,
+                ios=options.ios,
+                batch=options.batch,
+                preprocess=pixels,
+                labels=words.labels if graph.name == "model" else None,
+                metadata=_core_ml_metadata(source, metadata),
+                palette_mode=options.palette_mode,
+                keep_fp32=names,
+            )
+            return [replace(made, details={**made.details, **facts})]
     from vitlet.export.tvm import export_tvm, find_machine
 
     return [
@@ -277,6 +301,24 @@ def _artifacts(
         )
         for triple in options.triples
     ]
+
+
+def _write_xctest(
+    folder: Path,
+    manifest: Manifest,
+    golden: Mapping[str, NDArray[Any]],
+    limits: Mapping[str, float] | None,
+) -> None:
+    from vitlet.export.xctest import write_xctest
+
+    write_xctest(
+        folder,
+        manifest.artifacts,
+        golden,
+        manifest.preprocess,
+        labels=manifest.labels,
+        tolerance=limits,
+    )
 
 
 def _core_ml_metadata(source: Source, given: Mapping[str, str]) -> dict[str, str]:
@@ -294,10 +336,9 @@ def _verify(
     golden: dict[str, NDArray[Any]],
     graphs: list[Graph],
     words: Words,
-    tolerance: str | Mapping[str, float] | None,
+    tolerance: Mapping[str, float] | None,
     step: Progress,
 ) -> tuple[Manifest, Report]:
-    from vitlet.export.tolerance import parse_tolerance
     from vitlet.export.verify import Truth, verify_artifacts
 
     prompts = None
@@ -316,7 +357,7 @@ def _verify(
         manifest.artifacts,
         truth,
         subject=draft.out.name,
-        tolerance=parse_tolerance(tolerance) if isinstance(tolerance, str) else tolerance,
+        tolerance=tolerance,
         progress=step,
     )
     results = {result.file: result for result in report.artifacts}

@@ -1,14 +1,15 @@
 """Core ML programs (`.mlpackage`), made on any system.
 
-The route is `torch.export`: tracing with `torch.jit` fails on the attention of half the zoo. Core
-ML can be run only on Apple systems; here the program is built, compressed, written reproducibly and
-read back (`vitlet.export.inspect_coreml`).
+The route is `torch.export`: tracing with `torch.jit` fails on the attention of half the zoo. Here
+the program is built, compressed and written reproducibly; `vitlet.export.coreml_check` reads it
+back and executes it.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from vitlet._extras import require
 from vitlet.data.spec import Preprocess
 from vitlet.errors import StorageError, UnsupportedError, UsageError
 from vitlet.export.coreml_compress import compress
+from vitlet.export.coreml_half import HalfSelector
 from vitlet.export.coreml_package import finish_package
-from vitlet.export.coreml_quiet import quiet_coremltools
 from vitlet.export.targets import Batch, batch_range
-from vitlet.export.trace import Graph, trace
+from vitlet.export.trace import Graph, UnitEmbedding, trace
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 from vitlet.runtime.manifest import Artifact, TensorSpec
 
 PREDICTED_LABEL = "classLabel"
@@ -69,6 +71,7 @@ def export_coreml(
     labels: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
     palette_mode: str = "kmeans",
+    keep_fp32: Sequence[str] = (),
 ) -> Artifact:
     """Write a graph as a Core ML program.
 
@@ -85,10 +88,12 @@ def export_coreml(
             "classLabel_probs" (softmax) in place of "logits".
         metadata: "author", "license", "version", "description"; other keys become user-defined.
         palette_mode: "kmeans" (better) or "uniform" (faster), for palettes.
+        keep_fp32: operations (named as the traced torch nodes) and modules (by their paths) that
+            compute in float32, with float32 weights, in a program of another precision.
 
     Raises:
         UnsupportedError: an operator or combination that Core ML cannot take.
-        UsageError: labels that do not fit the output.
+        UsageError: labels that do not fit the output, or a name in `keep_fp32` that is unknown.
     """
     with quiet_coremltools():
         ct: Any = require("coremltools", extra="coreml", why="export to Core ML")
@@ -102,9 +107,11 @@ def export_coreml(
     with quiet_coremltools():
         program = trace(source, batch).run_decompositions({})
         _check_operators(ct, program, graph.name)
+        half = HalfSelector(program, keep_fp32, wrapper(source.module), outputs[0].name)
         model = _convert(
-            ct, source, program, outputs[0].name, precision, ios, batch, preprocess, labels
+            ct, source, program, outputs[0].name, precision, ios, batch, preprocess, labels, half
         )
+        half.check()
         model, compressed = compress(model, precision, palette_mode)
         _rename_input(ct, model, program, graph.inputs[0].name)
         _describe(model, metadata or {})
@@ -131,6 +138,7 @@ def export_coreml(
             "batch": list(batch) if isinstance(batch, tuple) else batch,
             "class_labels": labels is not None,
             **compressed,
+            **({"keep_fp32": list(keep_fp32)} if keep_fp32 else {}),
         },
     )
 
@@ -161,9 +169,22 @@ def _wrapped(
                 f"an image input of shape {wanted} was described, graph {graph.name!r} takes "
                 f"{graph.inputs[0].name} {graph.inputs[0].shape}"
             )
-        if len(set(preprocess.std)) > 1:
-            module = _DividedByStd(module, preprocess.std)
+        module = for_pictures(Graph(graph.name, module, graph.inputs, outputs), preprocess).module
     return Graph(graph.name, module.eval(), graph.inputs, outputs), outputs
+
+
+def for_pictures(graph: Graph, preprocess: Preprocess) -> Graph:
+    """Return the graph that takes what an image input's scale and bias leave of a picture."""
+    if len(set(preprocess.std)) == 1:
+        return graph
+    return replace(graph, module=_DividedByStd(graph.module, preprocess.std).eval())
+
+
+def wrapper(module: nn.Module) -> str:
+    """Return the path from our wrappers to the user's module, such as "module.tower"."""
+    if isinstance(module, _Scores | _DividedByStd):
+        return f"module.{wrapper(module.module)}".rstrip(".")
+    return "tower" if isinstance(module, UnitEmbedding) else ""
 
 
 def image_scale_and_bias(preprocess: Preprocess) -> tuple[float, list[float]]:
@@ -186,6 +207,7 @@ def _convert(
     batch: Batch,
     preprocess: Preprocess | None,
     labels: Sequence[str] | None,
+    half: HalfSelector,
 ) -> Any:
     spec = graph.inputs[0]
     name = next(
@@ -225,7 +247,7 @@ def _convert(
             minimum_deployment_target=getattr(ct.target, f"iOS{ios}"),
             compute_precision=ct.precision.FLOAT32
             if full
-            else ct.transform.FP16ComputePrecision(op_selector=_may_be_half),
+            else ct.transform.FP16ComputePrecision(op_selector=half),
             skip_model_load=True,
         )
     except (NotImplementedError, ValueError, RuntimeError, TypeError, KeyError) as error:
@@ -236,25 +258,6 @@ def _convert(
                 "room there, or set TMPDIR to another folder"
             ) from error
         raise UnsupportedError(f"Core ML export of graph {graph.name!r} failed: {first}") from error
-
-
-def _may_be_half(operation: Any) -> bool:
-    """Whether an operation may compute in float16: all but x / max(||x||, tiny).
-
-    A sum of squares leaves float16's range quickly at either end, and the tiny is zero in it.
-    """
-    return not _follows_norm(operation, 3)
-
-
-def _follows_norm(operation: Any, steps: int) -> bool:
-    if operation is None or steps == 0:
-        return False
-    if operation.op_type == "reduce_l2_norm":
-        return True
-    if operation.op_type not in ("clip", "maximum", "real_div"):
-        return False
-    given = [operation.inputs[name] for name in ("x", "y") if name in operation.inputs]
-    return any(_follows_norm(value.op, steps - 1) for value in given)
 
 
 def _is_input(program: torch.export.ExportedProgram, node: torch.fx.Node) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitlet._extras import require
-from vitlet.errors import CorruptInputError, UnsupportedError
+from vitlet.errors import CorruptInputError, UnsupportedError, VitletError
 from vitlet.runtime.manifest import TensorSpec
 
 HALF_STEP = 2.0**-10  # one unit in the last place of float16, relative
@@ -52,8 +52,9 @@ class Weight:
         table = np.sort(self.palette)
         right = np.clip(np.searchsorted(table, exact), 1, max(len(table) - 1, 1))
         near = [np.abs(table[np.minimum(i, len(table) - 1)] - exact) for i in (right - 1, right)]
-        # coremltools chooses entries and rounds the table in float16, a few roundings in a row.
-        slack = 4 * HALF_STEP * np.abs(table).max()
+        # coremltools computes in float16: four roundings to an evenly spaced entry's index, and two
+        # to the table's step, each of up to half a HALF_STEP of the range, there and back.
+        slack = 6 * HALF_STEP * (table[-1] - table[0])
         return np.asarray(np.minimum(*near) + room + slack)
 
 
@@ -102,7 +103,9 @@ def read_program(path: Path) -> Program:
         UnsupportedError: it holds something else than an ML program.
         MissingDependencyError: coremltools is not installed.
     """
-    from vitlet.export.coreml_quiet import quiet_coremltools
+    from vitlet.runtime.coreml.executor import MEMORY_LIMIT
+    from vitlet.runtime.coreml.package import check_sizes
+    from vitlet.runtime.coreml.quiet import quiet_coremltools
 
     with quiet_coremltools():
         ct: Any = require("coremltools", extra="coreml", why="read a Core ML program")
@@ -112,25 +115,21 @@ def read_program(path: Path) -> Program:
             model = ct.models.MLModel(str(path), skip_model_load=True)
             spec = model.get_spec()
             kind = spec.WhichOneof("Type")
+            if kind == "mlProgram":
+                check_sizes(path, spec.mlProgram, MEMORY_LIMIT)
             program = kind == "mlProgram" and load(
                 spec,
                 specification_version=spec.specificationVersion,
                 file_weights_dir=model.weights_dir,
             )
+        except VitletError:
+            raise
         except Exception as error:  # the reader raises anything, from C++ down to AssertionError
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CorruptInputError(f"{path} is not a sound Core ML package: {first}") from error
     if not program:
         raise UnsupportedError(f"{path} holds a {kind}, not an ML program: export it again")
     return _view(spec, program)
-
-
-def describe_package(
-    path: Path,
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], str, bool]:
-    """Return (inputs, outputs, precision, whether the input is a picture) of a package."""
-    program = read_program(path)
-    return program.inputs, program.outputs, program.precision, program.colour is not None
 
 
 def _view(spec: Any, program: Any) -> Program:

@@ -119,7 +119,7 @@ def _find(
     same = by_size.get(weight.values.size, [])
     # A name that speaks of the tensor is tried first; equal tensors then pair up sensibly.
     for name in sorted(same, key=lambda n: not _alike(n, weight.name)):
-        for layout in _layouts(sources[name].values, weight.values.shape):
+        for layout in layouts(sources[name].values, weight.values.shape):
             error = _error(weight, layout)
             if error is not None:
                 return (name,), error
@@ -127,7 +127,7 @@ def _find(
         return None
     rows = weight.values.shape[0]
     for name in same:
-        for layout in _layouts(sources[name].values, weight.values.shape):
+        for layout in layouts(sources[name].values, weight.values.shape):
             ratio = _row_ratio(weight.values, layout)
             if ratio is None:
                 continue
@@ -159,14 +159,21 @@ def _product(
     return None
 
 
-def _layouts(values: Array, shape: tuple[int, ...]) -> Iterator[Array]:
-    """Give the tensor in every order that a reshape or transposition into `shape` can give."""
+def layouts(values: Array, shape: tuple[int, ...]) -> Iterator[Array]:
+    """Give the tensor in every order that a reshape or transposition into `shape` can give.
+
+    Height and width of a kernel keep their order: swapped they are another kernel.
+    """
     yield values.reshape(shape)
     squeezed = values.squeeze()
     wanted = tuple(size for size in shape if size != 1)
     if not 1 < squeezed.ndim <= 4:
         return
+    kernel = values.ndim == len(shape) == 4 and min(values.shape[2:]) > 1
+    last = squeezed.ndim - 1
     for order in itertools.permutations(range(squeezed.ndim)):
+        if kernel and order.index(last) < order.index(last - 1):
+            continue
         if order != tuple(range(squeezed.ndim)):
             if tuple(squeezed.shape[axis] for axis in order) == wanted:
                 yield squeezed.transpose(order).reshape(shape)
@@ -225,7 +232,7 @@ def _explain(
         return f"{bad} of {weight.values.size} values are NaN or infinite"
     best: tuple[float, str, int] | None = None
     for name in by_size.get(weight.values.size, []):
-        for layout in _layouts(sources[name].values, weight.values.shape):
+        for layout in layouts(sources[name].values, weight.values.shape):
             off = np.abs(weight.values - layout) > weight.allowed(layout)
             share = float(off.mean())
             if best is None or share < best[0]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vitlet.errors import MissingDependencyError, ShapeError, UnsupportedError, VitletError
 from vitlet.export.cases import Case
 from vitlet.export.compare import best_agree, compare, differences, neighbour_scores
+from vitlet.export.feed import answers, feed, feeds_of, gives_probabilities
 from vitlet.export.result import EXECUTED, NOT_RUN, ArtifactResult, CaseResult, Status
 from vitlet.export.tolerance import Tolerance
 from vitlet.runtime.batching import BatchSizes, run_batched
@@ -21,9 +22,9 @@ from vitlet.runtime.manifest import Artifact
 from vitlet.runtime.select import open_engine
 
 if TYPE_CHECKING:
-    from vitlet.export.verify import Truth
+    from vitlet.export.truth import Truth
 
-_ENGINES = {"onnx": "onnxruntime", "tvm": "tvm"}
+_ENGINES = {"onnx": "onnxruntime", "tvm": "tvm", "coreml": "coreml"}
 _PAIRS = 3  # of cases run at batch 2; one where batch 2 is two calls anyway
 WEAK_SPREAD = 1e-3
 _LEAST_DIFF = 0.2
@@ -43,16 +44,6 @@ def runs_here(artifact: Artifact) -> str:
     return ""
 
 
-def feed(case: Case, artifact: Artifact, truth: Truth) -> NDArray[Any] | None:
-    """Return a case's input as the artefact takes it; None if the artefact cannot take it."""
-    spec = artifact.inputs[0]
-    if artifact.preprocess == "in-graph":
-        if not case.is_pixels or truth.preprocess is None:
-            return None
-        return case.pixels(truth.preprocess)
-    return case.floats(truth.preprocess).astype(spec.dtype)
-
-
 def execute(
     path: Path,
     artifact: Artifact,
@@ -60,16 +51,18 @@ def execute(
     cases: Sequence[Case],
     limits: Tolerance,
     accelerate: bool = False,
+    engine: Engine | None = None,
 ) -> ArtifactResult:
     """Run every case and judge.
 
     A file that cannot be loaded or run at all is a failed artefact, not an exception; a runtime
     that is not installed leaves it "not run". With `accelerate`, operators of vitlet run in its
-    kernels; without, from their definitions.
+    kernels; without, from their definitions. `engine` is the artefact where it is open already.
     """
     head = (artifact.target, artifact.graph, artifact.file, artifact.precision)
     try:
-        engine = open_engine(_ENGINES[artifact.target], path, artifact, 1, accelerate)
+        if engine is None:
+            engine = open_engine(_ENGINES[artifact.target], path, artifact, 1, accelerate)
     except MissingDependencyError as error:
         return ArtifactResult(*head, "not run", NOT_RUN, reasons=(str(error),))
     except VitletError as error:
@@ -79,7 +72,9 @@ def execute(
         with_kernels = getattr(engine, "kernels", "none") == "library"
         name += f" {'with' if with_kernels else 'without'} vitlet's kernels"
     try:
-        usable, outputs, results = _run_cases(engine, artifact, truth, cases, limits)
+        usable, outputs, results = _run_cases(
+            engine, artifact, truth, answers(cases, artifact), limits
+        )
     except VitletError as error:
         return ArtifactResult(*head, "failed", EXECUTED, name, reasons=(str(error),))
     expected = np.concatenate([case.output for case in usable])
@@ -124,7 +119,8 @@ def _run_cases(
         outputs = run_batched(engine.run, sizes, {given: array})
         if taken not in outputs:
             raise ShapeError(f"the artefact gives {', '.join(outputs)}, expected {taken}")
-        return outputs[taken].astype(np.float32)
+        array = outputs[taken].astype(np.float32)
+        return array.reshape(len(array), -1) if array.ndim else array
 
     pairs = [(case, feed(case, artifact, truth)) for case in cases]
     usable = [(case, array) for case, array in pairs if array is not None]
@@ -219,6 +215,8 @@ def _guesses(
     """Return the best classes with their probabilities; nothing for a bare embedding."""
     names: Sequence[str] | None = truth.labels
     values = output.astype(np.float64)
+    if gives_probabilities(artifact):
+        values = np.log(np.maximum(values, 1e-30))
     if artifact.graph != "model":
         if truth.prompts is None or artifact.graph != "image":
             return ()
@@ -309,18 +307,15 @@ def _half_range(
     from vitlet.export.onnx_trace import overflows
 
     possible = [case for case in cases if case.is_pixels or case.stored.dtype.kind == "i"]
-    arrays = [feed(case, artifact, truth) for case in possible]
-    name = artifact.inputs[0].name
-    low = BatchSizes.of(artifact.inputs, artifact).low
-    feeds = [{name: array.repeat(low, axis=0)} for array in arrays if array is not None]
     try:
-        found = overflows(path, feeds)
+        found = overflows(path, feeds_of(possible, artifact, truth))
     except MissingDependencyError as error:
         warnings.append(f"the inside was not checked for float16 overflow: {error}")
         return
     if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        more = f" (and {len(found) - 1} tensors after it)" if len(found) > 1 else ""
+        tensor, case = next(iter(found.items()))
         reasons.append(
-            f"{found[0]}{more} leave the range of float16 (NaN or infinite inside): export this "
-            "graph with precision fp32"
+            f"{tensor} leaves the range of float16 for {case}: it holds NaN or infinity{more}; "
+            "export this graph with precision fp32"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,17 +12,22 @@ from vitlet.errors import CorruptInputError, UsageError
 from vitlet.runtime.manifest import Artifact, Target, TensorSpec
 
 if TYPE_CHECKING:
-    from vitlet.export.verify import Truth
+    from vitlet.export.coreml_program import Program
+    from vitlet.export.truth import Truth
 
-_KINDS: dict[str, Target] = {".onnx": "onnx", ".so": "tvm", ".mlpackage": "coreml"}
+_KINDS: dict[str, Target] = {
+    ".onnx": "onnx",
+    ".so": "tvm",
+    ".mlpackage": "coreml",
+    ".mlmodel": "coreml",
+}
 
 
-def describe(path: Path, truth: Truth) -> Artifact:
-    """Return what a manifest would say of a file, as far as the file and the truth tell.
+def read_file(path: Path) -> Artifact:
+    """Return what a manifest would say of a file, as far as the file tells; with all its outputs.
 
     Raises:
-        UsageError: there is no such file, it is of an unknown kind, or it has not one input and one
-            output that fit the model.
+        UsageError: there is no such file, it is of an unknown kind, or takes several inputs.
         CorruptInputError: it cannot be read.
     """
     if not path.exists():
@@ -29,11 +35,15 @@ def describe(path: Path, truth: Truth) -> Artifact:
     target = _KINDS.get(path.suffix)
     if target is None:
         raise UsageError(f"{path} is neither a bundle folder nor one of {', '.join(_KINDS)}")
+    details: dict[str, Any] = {}
+    place: Literal["none", "in-graph", "image-type"]
     if target == "coreml":
-        from vitlet.export.coreml_program import describe_package
+        from vitlet.export.coreml_program import read_program
 
-        inputs, outputs, precision, image = describe_package(path)
-        place: Literal["none", "in-graph", "image-type"] = "image-type" if image else "none"
+        program = read_program(path)
+        inputs, outputs, precision = program.inputs, program.outputs, program.precision
+        place = "none" if program.colour is None else "image-type"
+        details["class_labels"] = program.labels is not None and _classifies_softmax(program)
     else:
         from vitlet.runtime.select import open_engine
 
@@ -44,10 +54,30 @@ def describe(path: Path, truth: Truth) -> Artifact:
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
         raise UsageError(f"{path.name} takes {names or 'nothing'}: expected one input")
-    graph = _graph(inputs[0], truth)
     return Artifact(
-        target, graph, path.name, precision, tuple(inputs), _chosen(outputs, graph, truth), place
+        target, "model", path.name, precision, tuple(inputs), tuple(outputs), place, details=details
     )
+
+
+def describe(path: Path, truth: Truth) -> Artifact:
+    """Return what a manifest would say of a file, as far as the file and the truth tell.
+
+    Raises:
+        UsageError: as `read_file`; or no single output fits the model.
+        CorruptInputError: it cannot be read.
+    """
+    found = read_file(path)
+    graph = _graph(found.inputs[0], truth)
+    return replace(found, graph=graph, outputs=_chosen(found.outputs, graph, truth))
+
+
+def _classifies_softmax(program: Program) -> bool:
+    """Whether a classifier's scores come out of a softmax; other tools also give bare logits."""
+    place = program.operations.index("classify")
+    while True:
+        place = next((op for op, users in program.feeds.items() if place in users), -1)
+        if place < 0 or program.operations[place] != "cast":
+            return place >= 0 and program.operations[place] == "softmax"
 
 
 def _graph(spec: TensorSpec, truth: Truth) -> str:

@@ -1,10 +1,10 @@
-"""Checks a Core ML program by reading it, where Core ML itself cannot run.
+"""Checks a Core ML program by reading it; `vitlet.export.coreml_check` executes it besides.
 
 What is proved: the interface; that pixels are scaled and normalized exactly once, as the model
 wants; that every weight is the source's, element by element, and none is missing; that the weights
 sit in the same order in the data flow; that convolutions, normalizations and GELUs have the
-source's settings; and that the traced graph itself, run in torch, gives the golden outputs. What is
-not: the arithmetic of a phone's processors. The result says "program inspected, not executed".
+source's settings; and that the traced graph itself, run in torch, gives the golden outputs. Where
+that is all, the result says "program inspected, not executed".
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from vitlet.export.cases import Case
 from vitlet.export.compare import compare
 from vitlet.export.coreml_program import Program, read_program
 from vitlet.export.coreml_weights import Matching, match_weights
+from vitlet.export.feed import telling_cases
 from vitlet.export.result import INSPECTED, NOT_RUN, ArtifactResult, Check
 from vitlet.export.tolerance import EXACT
 from vitlet.runtime.manifest import Artifact
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from vitlet.export.coreml_source import SourceFacts
     from vitlet.export.trace import Graph
-    from vitlet.export.verify import Truth
+    from vitlet.export.truth import Truth
 
 _LISTED = 3  # weights named in a message
 _HALF_MAX = 65504.0  # the largest float16
@@ -63,7 +64,9 @@ def inspect(path: Path, artifact: Artifact, truth: Truth, cases: Sequence[Case])
     warnings: list[str] = []
     figures: dict[str, float] = {}
     graph = truth.graphs.get(artifact.graph)
-    if graph is None:
+    if truth.reference is not None:
+        warnings.append("weights not compared: the truth is a file, not the model")
+    elif graph is None:
         kept = artifact.verification.get("status", "not run")
         warnings.append(
             "weights not compared here, for want of the source model; the bundle's checksums tie "
@@ -190,6 +193,8 @@ def _against_source(
     found = match_weights(weights, facts.tensors, facts.scalars)
     figures["weights"] = float(len(found.pairs))
     figures["weight_error"] = found.worst
+    known = len(found.pairs) + len(found.strange)
+    figures["strange"] = len(found.strange) / max(known, 1)
     return [
         *_weight_checks(found, facts, artifact.precision),
         _order(found, replace(program, weights=weights), facts),
@@ -327,20 +332,16 @@ def _activations(
     program: torch.export.ExportedProgram, truth: Truth, cases: Sequence[Case]
 ) -> list[Check]:
     """Check that no value inside leaves float16's range, for inputs that a device can meet."""
-    from vitlet.export.firstbad import run_source
+    from vitlet.export.pairing import run_source
 
-    possible = [case for case in cases if case.is_pixels or case.stored.dtype.kind == "i"]
-    # One of each kind: a real one, noise, and the brightest or longest.
-    chosen = {case.kind: case for case in reversed(possible) if case.kind != "worst"}
-    chosen.update({case.kind: case for case in possible if case.name in ("ones", "full")})
     largest, place = 0.0, ""
-    for case in chosen.values():
+    for case in telling_cases(cases):
         for step in run_source(program, case.floats(truth.wanted)):
             # Masks put minus infinity into attention scores on purpose.
             values = np.where(np.isneginf(step.value), 0, np.abs(step.value))
             top = float(values.max(initial=0.0))
             if not top <= largest:
-                largest, place = top, f"{step.module or 'the top'} ({step.node.name})"
+                largest, place = top, f"{step.module or 'the top'} ({step.name})"
     if not place:
         return []
     detail = f"largest value {largest:.3g}, at {place}; float16 ends at {_HALF_MAX:g}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 _HALF_MAX = 65504.0
 
 
-def onnx_tensors(path: Path, feeds: Sequence[dict[str, Array]]) -> Iterator[dict[str, Array]]:
+def onnx_tensors(path: Path, feeds: Iterable[dict[str, Array]]) -> Iterator[dict[str, Array]]:
     """Give, per feed, every float tensor of the graph by name, in the order of the nodes.
 
     The runtime's graph optimization is off, so that what the file says is what is computed: with
@@ -52,20 +52,24 @@ def onnx_tensors(path: Path, feeds: Sequence[dict[str, Array]]) -> Iterator[dict
             yield {n: v for n, v in values if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
 
 
-def overflows(path: Path, feeds: Sequence[dict[str, Array]]) -> list[str]:
-    """Return the float16 tensors that hold NaN or infinity for some feed, in the graph's order.
+def overflows(path: Path, feeds: Mapping[str, dict[str, Array]]) -> dict[str, str]:
+    """Return the float16 tensors that hold NaN or infinity, each with the first case where it does.
+
+    Args:
+        path: the ONNX file.
+        feeds: name of a case -> input name -> array.
 
     Runtimes on the processor compute float16 graphs in float32 where they can, so a graph that
     overflows on a phone may look sound here. Minus infinity is let through where the graph holds
     it as a constant: attention masks do.
     """
     masked = _holds_minus_infinity(path)
-    found: list[str] = []
-    for tensors in onnx_tensors(path, feeds):
+    found: dict[str, str] = {}
+    for case, tensors in zip(feeds, onnx_tensors(path, feeds.values()), strict=True):
         for name, value in tensors.items():
             bad = ~np.isfinite(value) if not masked else np.isnan(value) | (value == np.inf)
-            if value.dtype == np.float16 and bad.any() and name not in found:
-                found.append(name)
+            if value.dtype == np.float16 and bad.any():
+                found.setdefault(name, case)
     return found
 
 

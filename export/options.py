@@ -29,6 +29,8 @@ class Options:
         accelerate: "fp32", "bf16" or "int8" where ONNX files call operators of vitlet; or None.
         accelerate_table: times of layers to decide by; None measures them.
         tvm_extern: "vitlet" where TVM libraries call its C++ kernels; None otherwise.
+        keep_fp32: "auto", or names of layers and operations that Core ML programs hold in float32.
+        xctest: write a test for Apple devices, of Core ML programs.
     """
 
     targets: tuple[Target, ...]
@@ -42,6 +44,8 @@ class Options:
     accelerate: str | None = None
     accelerate_table: Table | None = None
     tvm_extern: str | None = None
+    keep_fp32: str | tuple[str, ...] = ()
+    xctest: bool = False
 
 
 def resolve(
@@ -57,6 +61,8 @@ def resolve(
     accelerate: str | None = None,
     accelerate_table: TableSource | None = None,
     tvm_extern: str | None = None,
+    keep_fp32: str | Sequence[str] | None = None,
+    xctest: bool = False,
 ) -> Options:
     """Check the arguments of `vitlet.export` and fill in each target's defaults.
 
@@ -73,6 +79,8 @@ def resolve(
         accelerate: "fp32", "bf16" or "int8", for ONNX in fp32.
         accelerate_table: times of an earlier export: its bundle, a JSON file, or a dictionary.
         tvm_extern: "vitlet", for TVM on this machine.
+        keep_fp32: "auto", or names (a sequence, or with commas), for Core ML in less than fp32.
+        xctest: write a test for Apple devices, of Core ML programs.
 
     Raises:
         UsageError: an unknown name, or a value that makes no sense.
@@ -92,6 +100,8 @@ def resolve(
         "accelerate": accelerate,
         "accelerate_table": accelerate_table,
         "tvm_extern": tvm_extern,
+        "keep_fp32": keep_fp32,
+        "xctest": xctest or None,
     }
     resolved: dict[Target, str] = {t: precisions.get(t, RULES[t].precisions[0]) for t in chosen}
     check(
@@ -112,6 +122,10 @@ def resolve(
         raise UnsupportedError(
             f"palette_mode={palette_mode!r} means nothing to precision {resolved['coreml']!r}: "
             "it is for palette4, palette6 and palette8"
+        )
+    if keep_fp32 is not None and resolved["coreml"] == "fp32":
+        raise UnsupportedError(
+            "keep_fp32 means nothing to precision 'fp32': all of such a program is float32"
         )
     if accelerate is not None and resolved["onnx"] != "fp32":
         raise UnsupportedError(
@@ -144,7 +158,21 @@ def resolve(
         accelerate=accelerate,
         accelerate_table=None if accelerate_table is None else read_table(accelerate_table),
         tvm_extern=tvm_extern,
+        keep_fp32=_kept(keep_fp32),
+        xctest=xctest,
     )
+
+
+def _kept(value: str | Sequence[str] | None) -> str | tuple[str, ...]:
+    if value is None or value == "auto":
+        return value or ()
+    names = value.split(",") if isinstance(value, str) else list(value)
+    names = [name.strip() for name in names]
+    if not names or "" in names or "auto" in names:
+        raise UsageError(
+            f'keep_fp32 must be "auto", or name layers such as blocks.0.norm1,head; got {value!r}'
+        )
+    return tuple(dict.fromkeys(names))
 
 
 def _per_target(

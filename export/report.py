@@ -13,8 +13,9 @@ from pathlib import Path
 from vitlet.data.spec import Preprocess
 from vitlet.errors import StorageError
 from vitlet.export.cases import Case
+from vitlet.export.layer_page import STYLE, layer_section
 from vitlet.export.png import data_uri
-from vitlet.export.result import INSPECTED, ArtifactResult, CaseResult, Report
+from vitlet.export.result import EXECUTED, INSPECTED, LIMITS, ArtifactResult, CaseResult, Report
 from vitlet.runtime.manifest import Artifact
 
 _PACKAGES = ("vitlet", "numpy", "torch", "onnx", "onnxruntime", "coremltools", "apache-tvm")
@@ -107,7 +108,7 @@ def html(report: Report) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(report.subject)}: verification {verdict}</title>",
-        f"<style>{_STYLE}</style></head><body>",
+        f"<style>{_STYLE}{STYLE}</style></head><body>",
         f"<h1>{escape(report.subject)}: ",
         f'<span class="{verdict}">verification {verdict}</span></h1>',
         f"<p>{says} The truth: {escape(report.against)}.</p>",
@@ -225,6 +226,8 @@ def _details(artifact: ArtifactResult) -> str:
     if "spread" in artifact.figures:
         spread, diff = artifact.figures["spread"], artifact.figures["diff"]
         parts.append(f"<p>Spread {spread:.2g}, difference error {diff:.2g}</p>")
+    parts += _core_ml(artifact)
+    parts.append(layer_section(artifact))
     if artifact.checks:
         rows = [
             (escape(c.name), _status("passed" if c.passed else "failed"), escape(c.detail))
@@ -236,6 +239,27 @@ def _details(artifact: ArtifactResult) -> str:
         parts.append(_cases(artifact))
         parts.append("</details>")
     return "".join(parts)
+
+
+def _core_ml(artifact: ArtifactResult) -> list[str]:
+    """Say how a Core ML program was run, what float16 costs it, and what that does not show."""
+    if artifact.target != "coreml" or artifact.method != EXECUTED:
+        return []
+    parts = [f"<p>{escape(LIMITS)}</p>"]
+    if "cosine_fp32" in artifact.figures:
+        head = ("arithmetic", "cosine", "relative", "SNR dB")
+        forms = (("cosine", ".7f"), ("relative", ".2e"), ("snr_db", ".0f"))
+        rows = [
+            (title, *(_number(artifact, name + ending, form) for name, form in forms))
+            for title, ending in (
+                ("as declared (float16)", ""),
+                ("float32 on the stored weights", "_fp32"),
+            )
+        ]
+        parts.append(_table(head, rows, numbers=1))
+    if "headroom" in artifact.figures:
+        parts.append(f"<p>Headroom of float16: {artifact.figures['headroom']:.3g} times</p>")
+    return parts
 
 
 def _cases(artifact: ArtifactResult) -> str:

@@ -9,7 +9,7 @@ As JSON (`Report.to_json`)::
        "figures": {"cosine": 1.0, "max_abs": 1e-7, "relative": 3e-7, "snr_db": 130.0, "top1": 1.0},
        "reasons": [], "warnings": [], "checks": [], "tolerance": {"cosine": 0.99999},
        "cases": [{"name": "real_0", "batch": 1, "cosine": 1.0, "passed": true}],
-       "first_bad": null}]}
+       "first_bad": null, "layers": [], "layers_case": ""}]}
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ Status = Literal["passed", "failed", "not run"]
 EXECUTED = "executed"
 INSPECTED = "program inspected, not executed"
 NOT_RUN = "not run"
+LIMITS = (
+    "Executed by vitlet's own executor on this machine's CPU; the arithmetic of a Neural Engine or "
+    "a GPU is not simulated: `vitlet export --xctest` writes the test that runs it there."
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,44 @@ class FirstBad:
         error = "" if self.relative is None else f", relative error {self.relative:.2g}"
         after = f", after {self.after}" if self.after else ""
         note = f" ({self.note})" if self.note else ""
-        return f"{self.module or '(top)'}: {self.op} {self.shape}{error}{after}{note}"
+        return f"{self.module or f'({self.node})'}: {self.op} {self.shape}{error}{after}{note}"
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of the source and the artefact's tensor that holds its output.
+
+    Attributes:
+        module: path of the torch module; "" for what the model computes by itself, and where the
+            source is a file.
+        op: the last operator of the module whose output is in the artefact.
+        name: of that output in the source.
+        tensor: name of the artefact's tensor; "" where the compiler has merged the layer with
+            another, and then all figures are None.
+        cosine: between the two, whole tensors.
+        snr_db: power of the source's tensor over that of the difference, at most 200.
+        max_abs: largest absolute difference.
+        lowest: smallest value in the artefact.
+        highest: largest.
+        headroom: 65504, the end of float16, over the largest magnitude; None for zeros.
+        added: noise power over signal power that this layer adds to what its inputs bring.
+        agrees: whether the difference is explained by rounding.
+        mark: "first bad", "most error" (of the layers up to there), both with a comma, or "".
+    """
+
+    module: str
+    op: str
+    name: str
+    tensor: str
+    cosine: float | None = None
+    snr_db: float | None = None
+    max_abs: float | None = None
+    lowest: float | None = None
+    highest: float | None = None
+    headroom: float | None = None
+    added: float = 0.0
+    agrees: bool = True
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,11 +147,15 @@ class ArtifactResult:
         reasons: why it failed, or was not run; one line each.
         warnings: what weakens the proof.
         figures: worst over the cases: cosine, max_abs, relative, snr_db; top1 is a share; spread
-            and diff as in `vitlet.export.compare.Differences`.
+            and diff as in `vitlet.export.compare.Differences`. Of Core ML programs also
+            cosine_fp32, relative_fp32, snr_db_fp32 (computed in float32 on the stored weights) and
+            headroom (65504 over the largest magnitude of a float16 tensor).
         checks: of an inspection.
         tolerance: the limits that applied.
         cases: one entry per input.
         first_bad: the first diverging layer, where it was asked for and found.
+        layers: one row per layer in the source's order, where it was asked for.
+        layers_case: the input that `layers` and `first_bad` were found with.
     """
 
     target: str
@@ -127,6 +172,8 @@ class ArtifactResult:
     tolerance: dict[str, Any] = field(default_factory=dict)
     cases: tuple[CaseResult, ...] = ()
     first_bad: FirstBad | None = None
+    layers: tuple[LayerRow, ...] = ()
+    layers_case: str = ""
 
     def summary(self) -> dict[str, Any]:
         """Return what the manifest keeps: {"status", "method", "cosine", ...}."""
@@ -211,6 +258,7 @@ def _artifact(data: Mapping[str, Any]) -> ArtifactResult:
             "warnings": tuple(data["warnings"]),
             "checks": tuple(Check(**check) for check in data["checks"]),
             "cases": tuple(_case(case) for case in data["cases"]),
+            "layers": tuple(LayerRow(**row) for row in data.get("layers", ())),
             "first_bad": bad and FirstBad(**{**bad, "shape": tuple(bad["shape"])}),
         }
     )

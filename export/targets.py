@@ -70,7 +70,7 @@ RULES: Mapping[Target, TargetRules] = {
         precisions=("fp16", "fp32", "int8", "palette4", "palette6", "palette8"),
         preprocess=("image-type", "none"),
         batches=("fixed", "ranged"),
-        arguments=("ios", "palette_mode", "preprocess"),
+        arguments=("ios", "palette_mode", "preprocess", "keep_fp32", "xctest"),
         values={"ios": (16, 17, 18), "palette_mode": ("uniform", "kmeans")},
         extra="coreml",
     ),

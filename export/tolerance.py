@@ -4,7 +4,9 @@ The numbers are for outputs compared with the float32 source. float32 targets di
 order of sums: measured 1e-7 to 4e-6 relative over the zoo, so 1e-4 leaves room for other
 processors and still catches a wrong layer. float16 keeps 11 bits and the errors of a few dozen
 layers add up. For 8-bit and palettized weights the figures measured on trained models are the
-guide.
+guide: casvit_fashion as a Core ML program, executed as declared, has a cosine of at least 0.9999
+and a relative error of at most 4e-3 with int8 weights and 9e-3 with palette8, 0.9993 and 5e-2 with
+palette6, 0.9963 and 8e-2 with palette4.
 """
 
 from __future__ import annotations

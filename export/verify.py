@@ -1,8 +1,8 @@
 """Proves that compiled artefacts compute the source model's function, or says where they do not.
 
-The truth is either the bundle's golden file (a device without torch can check what it runs), or a
-model that is run afresh. ONNX and TVM artefacts are executed here; Core ML programs are read and
-compared part by part, and the report says so.
+The truth is the bundle's golden file (a device without torch can check what it runs), a model that
+is run afresh, or another compiled file. ONNX and TVM artefacts run in their runtimes, Core ML
+programs in vitlet's own executor; these are read part by part, too.
 """
 
 from __future__ import annotations
@@ -11,73 +11,35 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vitlet.data.spec import Preprocess
-from vitlet.errors import BundleError, UsageError, VerificationError
-from vitlet.export.cases import KINDS, Case, read_cases
+from vitlet.errors import UsageError, VerificationError
+from vitlet.export.cases import KINDS, Case
 from vitlet.export.execute import execute, runs_here
 from vitlet.export.result import NOT_RUN, ArtifactResult, Report
 from vitlet.export.tolerance import parse_tolerance, tolerance_for
+from vitlet.export.truth import Truth, golden_truth, model_truth
 from vitlet.runtime.accelerate import usable_library
 from vitlet.runtime.bundle import open_bundle
-from vitlet.runtime.manifest import Artifact, Manifest
+from vitlet.runtime.manifest import MANIFEST, Artifact
 from vitlet.runtime.progress import Progress, null_progress
-from vitlet.runtime.safetensors import load_file
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from vitlet.export.trace import Graph
 
 __all__ = ["Report", "Truth", "verify", "verify_artifacts"]
 
 
-class Truth:
-    """What artefacts are compared with, and what helps to explain a difference.
-
-    Attributes:
-        name: for the report.
-        cases: graph -> inputs with the right answers.
-        preprocess: how pictures become the artefacts' floats: what the bundle says.
-        wanted: how pictures become the source's floats; the same, unless the bundle is wrong.
-        labels: class names of the logits, if any.
-        prompts: (class names, (classes, D) unit embeddings, logit scale) of a CLIP-style bundle.
-        graphs: the deployable torch graphs, for weights of Core ML and for `first_bad`; empty
-            where torch is not used.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        golden: Mapping[str, NDArray[Any]],
-        preprocess: Preprocess | None,
-        *,
-        wanted: Preprocess | None = None,
-        labels: Sequence[str] | None = None,
-        prompts: tuple[Sequence[str], NDArray[np.float32], float] | None = None,
-        graphs: Sequence[Graph] = (),
-    ) -> None:
-        self.name = name
-        self.cases = read_cases(golden)
-        self.preprocess = preprocess
-        self.wanted = wanted or preprocess
-        self.labels = labels
-        self.prompts = prompts
-        self.graphs = {graph.name: graph for graph in graphs}
-
-
 def verify(
     bundle_or_file: str | os.PathLike[str],
-    against: str | nn.Module | None = None,
+    against: str | os.PathLike[str] | nn.Module | None = None,
     inputs: str | os.PathLike[str] | None = None,
     *,
     weights: str | os.PathLike[str] | None = None,
     tolerance: str | Mapping[str, float] | None = None,
     first_bad: bool = False,
+    layers: bool = False,
     report: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -85,13 +47,15 @@ def verify(
 
     Args:
         bundle_or_file: a bundle folder, or an `.onnx`, `.tvm.so` or `.mlpackage`.
-        against: the model that is the truth: a zoo name or a module. None takes the bundle's
-            golden file, and then torch is not needed.
+        against: the truth: a zoo name, a module, or another compiled file or bundle of any kind.
+            None takes the bundle's golden file, and then torch is not needed.
         inputs: "real", "random" or "worst" (or several with commas) to check only these; or a
             folder of images, which needs `against`. None checks all.
         weights: the checkpoint, when `against` is a zoo name.
         tolerance: limits that replace those of the table, as in `parse_tolerance`.
         first_bad: name the first diverging layer of each failed artefact; needs `against`.
+        layers: compare every artefact layer by layer, for the case that is furthest off, and run
+            Core ML programs with float16 sums too; needs `against`.
         report: file to write, `.html` or `.json`.
         progress: told of each step.
 
@@ -104,32 +68,40 @@ def verify(
         CorruptInputError: the file cannot be read.
     """
     path = Path(bundle_or_file)
+    artifacts: Sequence[Artifact]
     step = progress or null_progress
     limits = parse_tolerance(tolerance) if isinstance(tolerance, str) else tolerance
     kinds, images = _inputs(inputs)
-    if against is None and (images is not None or first_bad):
-        what = "a folder of images" if images is not None else "the first diverging layer"
+    if against is None and (images is not None or first_bad or layers):
+        what = "a folder of images" if images is not None else "a look at the layers"
         raise UsageError(f"{what} needs the source model: say which with against (--against)")
     if report is not None and Path(report).suffix not in (".html", ".json"):
         raise UsageError(f"the report must be a .html or .json file, got {report}")
-    if path.is_dir() and path.suffix != ".mlpackage":
+    if isinstance(against, str | os.PathLike) and is_compiled(against):
+        from vitlet.export.reference import against_file
+
+        if weights is not None:
+            raise UsageError("weights go with a zoo name, not with a compiled file")
+        with step(f"run {Path(against).name} on the inputs"):
+            truth, artifacts, folder = against_file(path, Path(against), images)
+    elif path.is_dir() and path.suffix != ".mlpackage":
         bundle = open_bundle(path)
         manifest, folder = bundle.manifest, bundle.path
-        artifacts: Sequence[Artifact] = manifest.artifacts
+        artifacts = manifest.artifacts
         truth = (
-            _golden_truth(manifest, folder)
+            golden_truth(manifest, folder)
             if against is None
-            else _model_truth(against, weights, images, manifest, folder, step)
+            else model_truth(against, weights, images, manifest, folder, step)
         )
     else:
         if against is None:
             raise UsageError(
                 f"{path.name} is not a bundle and holds no answers: say with against (--against) "
-                "which model it was made from"
+                "which model or file it must agree with"
             )
         from vitlet.export.foreign import describe
 
-        truth = _model_truth(against, weights, images, None, path.parent, step)
+        truth = model_truth(against, weights, images, None, path.parent, step)
         artifacts, folder = [describe(path, truth)], path.parent
     made = verify_artifacts(
         folder,
@@ -139,6 +111,7 @@ def verify(
         tolerance=limits,
         kinds=kinds,
         first_bad=first_bad,
+        layers=layers,
         progress=step,
     )
     if report is not None:
@@ -146,6 +119,14 @@ def verify(
 
         write_report(made, report)
     return made
+
+
+def is_compiled(against: str | os.PathLike[str]) -> bool:
+    """Tell whether a truth is meant as a compiled file or a bundle, and not as a zoo name."""
+    path = Path(against)
+    return path.suffix in (".onnx", ".so", ".mlpackage", ".vitlet") or (
+        path.is_dir() and (path / MANIFEST).is_file()
+    )
 
 
 def verify_artifacts(
@@ -157,6 +138,7 @@ def verify_artifacts(
     tolerance: Mapping[str, float] | None = None,
     kinds: Sequence[str] = KINDS,
     first_bad: bool = False,
+    layers: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Check artefacts that lie in a folder; what `verify` and `vitlet.export` share.
@@ -169,6 +151,7 @@ def verify_artifacts(
         tolerance: field of `Tolerance` -> value, replacing the table's.
         kinds: of cases to use.
         first_bad: name the first diverging layer of each failed artefact.
+        layers: compare every artefact with `truth` layer by layer.
         progress: told of each step.
     """
     from vitlet.export.report import environment, pictures
@@ -178,10 +161,14 @@ def verify_artifacts(
     for artifact in artifacts:
         cases = [case for case in truth.cases.get(artifact.graph, []) if case.kind in kinds]
         with step(f"verify {artifact.file}"):
-            result = _check_one(Path(folder) / artifact.file, artifact, truth, cases, tolerance)
-        if first_bad and result.status == "failed" and artifact.target != "coreml":
-            with step(f"find the first wrong layer of {artifact.file}"):
-                result = _explain(Path(folder) / artifact.file, artifact, result, truth, cases)
+            file = Path(folder) / artifact.file
+            limits = _limits(artifact, truth, tolerance)
+            result = _check_one(file, artifact, truth, cases, limits, layers)
+        if layers or (first_bad and result.status == "failed"):
+            from vitlet.export.layers import look_inside
+
+            with step(f"compare the layers of {artifact.file}"):
+                result = look_inside(file, artifact, result, truth, cases, layers=layers)
         results.append(result)
     real = [case for listed in truth.cases.values() for case in listed if case.kind == "real"]
     return Report(
@@ -211,14 +198,15 @@ def _check_one(
     truth: Truth,
     cases: list[Case],
     override: Mapping[str, float] | None,
+    stress: bool,
 ) -> ArtifactResult:
     # Where layers round to 8 bits their definitions do too; bfloat16 is the kernels' alone.
     rounds = "int8" if _rounds_to_8_bits(artifact) else artifact.precision
     limits = tolerance_for(artifact.target, rounds, dict(override or {}))
     if artifact.target == "coreml":
-        from vitlet.export.inspect_coreml import inspect
+        from vitlet.export.coreml_check import check_coreml
 
-        return inspect(path, artifact, truth, cases)
+        return check_coreml(path, artifact, truth, cases, limits, stress)
     reason = runs_here(artifact)
     if not reason and not cases:
         reason = f"there is no case for the graph {artifact.graph!r} of the kinds asked for"
@@ -251,26 +239,25 @@ def _check_one(
     return replace(plain, reasons=(*reasons, *fast.reasons))
 
 
+def _limits(
+    artifact: Artifact, truth: Truth, override: Mapping[str, float] | None
+) -> Mapping[str, float] | None:
+    """Return what replaces the table's limits: the truth may be coarser than the artefact."""
+    if truth.reference is None:
+        return override
+    from vitlet.export.reference import common_limits
+
+    return {
+        **common_limits(artifact, truth.reference.artifacts[artifact.graph]),
+        **(override or {}),
+    }
+
+
 def _rounds_to_8_bits(artifact: Artifact) -> bool:
     """Return whether a linear layer or a mixer of the file multiplies in 8 bits."""
     chosen = artifact.details.get("accelerate_table", {}).get("chosen", {})
     ways = {way for layers in chosen.values() for counts in layers.values() for way in counts}
     return "Int8Linear" in artifact.custom_ops or any(way.startswith("int8") for way in ways)
-
-
-def _explain(
-    path: Path, artifact: Artifact, result: ArtifactResult, truth: Truth, cases: list[Case]
-) -> ArtifactResult:
-    from vitlet.export.firstbad import first_bad_layer
-
-    graph = truth.graphs.get(artifact.graph)
-    if graph is None or not cases:
-        return result
-    # The case that is furthest off shows the error best.
-    worst = min((c for c in result.cases if c.batch == 1), key=lambda c: c.cosine, default=None)
-    case = next((c for c in cases if worst and c.name == worst.name), cases[0])
-    found = first_bad_layer(path, artifact, graph, case, truth.preprocess, truth.wanted)
-    return replace(result, first_bad=found)
 
 
 def _inputs(inputs: str | os.PathLike[str] | None) -> tuple[tuple[str, ...], list[Path] | None]:
@@ -290,106 +277,3 @@ def _inputs(inputs: str | os.PathLike[str] | None) -> tuple[tuple[str, ...], lis
     if not images:
         raise UsageError(f"{folder} holds no images (of {', '.join(endings)})")
     return ("real",), images
-
-
-def _prompts(
-    manifest: Manifest, folder: Path
-) -> tuple[Sequence[str], NDArray[np.float32], float] | None:
-    prompts = manifest.prompts
-    if prompts is None:
-        return None
-    table = load_file(folder / prompts.file)["embeddings"].astype(np.float32)
-    return prompts.classes, table, prompts.logit_scale
-
-
-def _golden_truth(manifest: Manifest, folder: Path) -> Truth:
-    if not manifest.golden:
-        raise BundleError(
-            f"{folder.name} has no golden file: verify it against the model it was made from"
-        )
-    golden: dict[str, NDArray[Any]] = {}
-    for name in dict.fromkeys(manifest.golden.values()):
-        golden.update(load_file(folder / name))
-    return Truth(
-        "the bundle's golden outputs",
-        golden,
-        manifest.preprocess,
-        labels=manifest.labels,
-        prompts=_prompts(manifest, folder),
-    )
-
-
-def _zoo_model(
-    name: str, weights: str | os.PathLike[str] | None, manifest: Manifest | None
-) -> nn.Module:
-    """Build the model that a bundle was made from, as far as its name and configuration tell."""
-    from vitlet.models.registry import create_model, model_info
-
-    info = model_info(name)
-    if weights is None and info.weights is None:
-        raise UsageError(
-            f"{name} has no weights of its own, and random ones prove nothing: say with weights "
-            "(--weights) which checkpoint the artefacts were made from"
-        )
-    used = manifest.model if manifest is not None and manifest.model.get("name") == name else {}
-    # What the registry says anyway is not passed on: that would mean another model than the
-    # published one, whose weights then do not apply.
-    plain = {key: _plain(value) for key, value in info.config.items()}
-    given = {
-        key: value
-        for key, value in used.get("config", {}).items()
-        if key not in plain or plain[key] != _plain(value)
-    }
-    return create_model(name, None if weights is None else Path(weights), **given)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as it comes back from JSON."""
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _model_truth(
-    against: str | nn.Module,
-    weights: str | os.PathLike[str] | None,
-    images: list[Path] | None,
-    manifest: Manifest | None,
-    folder: Path,
-    step: Progress,
-) -> Truth:
-    from vitlet.compress.reparameterize import reparameterize
-    from vitlet.export.golden import make_golden
-    from vitlet.export.trace import graphs
-
-    if isinstance(against, str):
-        with step(f"build {against}"):
-            model = _zoo_model(against, weights, manifest)
-    else:
-        if weights is not None:
-            raise UsageError("weights go with a zoo name, not with a module")
-        model = against
-    info = getattr(model, "info", None)
-    theirs = manifest.preprocess if manifest else None
-    # The model's own description counts for the truth: the bundle's may be what is wrong.
-    wanted = info.preprocess if info else theirs
-    name = against if isinstance(against, str) else type(model).__name__
-    if theirs and wanted and (theirs.size, theirs.mode) != (wanted.size, wanted.mode):
-        raise UsageError(
-            f"the bundle takes {theirs.mode} pictures of {theirs.size}, {name} takes "
-            f"{wanted.mode} of {wanted.size}: they are not the same model"
-        )
-    with step(f"run {name} on the inputs"):
-        shape = (wanted.channels, *wanted.size) if wanted else None
-        merged = manifest is None or manifest.model.get("reparameterized", True)
-        deployable = graphs(reparameterize(model) if merged else model, shape)
-        golden = make_golden(model, deployable, wanted, images=images)
-    return Truth(
-        f"{name}, run in torch",
-        golden,
-        theirs or wanted,
-        wanted=wanted,
-        labels=manifest.labels if manifest else None,
-        prompts=_prompts(manifest, folder) if manifest else None,
-        graphs=deployable,
-    )

@@ -6,31 +6,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitlet.export.coreml_quiet import quiet_coremltools
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 
 
 def save(
-    build: Callable[..., Any], inputs: Sequence[Any], path: Path, ios: int = 17, **more: Any
+    build: Callable[..., Any], takes: Sequence[Any], path: Path, ios: int = 17, **more: Any
 ) -> Path:
     """Write a MIL program as it is, without coremltools' optimizations.
 
-    `inputs` are shapes (float32), or TensorSpecs and StateTensorSpecs of the builder.
+    `takes` are shapes (float32), or TensorSpecs and StateTensorSpecs of the builder; `more` goes to
+    `coremltools.convert`.
     """
     with quiet_coremltools():
         import coremltools as ct
         from coremltools.converters.mil import Builder as mb
 
         target = getattr(ct.target, f"iOS{ios}")
-        specs = [mb.TensorSpec(shape) if isinstance(shape, tuple) else shape for shape in inputs]
+        specs = [mb.TensorSpec(shape) if isinstance(shape, tuple) else shape for shape in takes]
         program = mb.program(input_specs=specs, opset_version=target)(build)
         model = ct.convert(
             program,
             convert_to="mlprogram",
             minimum_deployment_target=target,
             compute_precision=ct.precision.FLOAT32,
-            pass_pipeline=ct.PassPipeline.EMPTY,
             skip_model_load=True,
-            **more,
+            **{"pass_pipeline": ct.PassPipeline.EMPTY, **more},
         )
         model.save(str(path))
     return path

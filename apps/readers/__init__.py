@@ -20,7 +20,7 @@ def read(path: Path) -> Contents:
     name = path.name.removesuffix(".unverified")
     if bundle_folder.is_bundle(path):
         return bundle_folder.read(path)
-    if name.endswith(".mlpackage"):
+    if name.endswith((".mlpackage", ".mlmodel")):
         from vitlet.apps.readers import coreml_file
 
         return coreml_file.read(path)

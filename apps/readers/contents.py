@@ -30,7 +30,14 @@ class Contents:
         outputs: of the graph.
         ops: operator -> how often.
         custom_ops: operators outside the format's own set.
-        dtypes: dtype -> [number of stored tensors, their bytes].
+        dtypes: dtype, or way of compressing it -> [number of stored tensors, their bytes].
+        compute: precision that operations compute in ("fp16", "fp32", "integer") -> operator -> how
+            often; of a Core ML program.
+        layers: a row per stored weight of a Core ML program, the largest first: weight, op that
+            uses it, storage, shape, bytes.
+        functions: names of a Core ML program's functions.
+        states: what a stateful Core ML program keeps between calls.
+        placement: what is known to keep operations off the Neural Engine: why, source, ops.
         metadata: what the author wrote into the file.
         risks: what to look at.
         parts: of a bundle: one row per artefact.
@@ -45,6 +52,11 @@ class Contents:
     ops: dict[str, int] = field(default_factory=dict)
     custom_ops: list[str] = field(default_factory=list)
     dtypes: dict[str, list[int]] = field(default_factory=dict)
+    compute: dict[str, dict[str, int]] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    functions: list[str] = field(default_factory=list)
+    states: list[TensorSpec] = field(default_factory=list)
+    placement: list[dict[str, Any]] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     risks: list[Risk] = field(default_factory=list)
     parts: list[dict[str, Any]] = field(default_factory=list)

@@ -23,7 +23,9 @@ def bench(
     engine: Annotated[
         str | None,
         typer.Option(
-            "--engine", metavar="LIST", help="ort, tvm or both; by default all that run here."
+            "--engine",
+            metavar="LIST",
+            help="ort, tvm, coreml; by default the first two that run.",
         ),
     ] = None,
     graph: Annotated[
@@ -71,7 +73,7 @@ def bench(
     from vitlet.apps.lists import duration as parse_duration
     from vitlet.apps.lists import numbers, words
     from vitlet.errors import UsageError
-    from vitlet.runtime.select import engine_name
+    from vitlet.runtime.select import CHECKING, SLOW, engine_name
 
     with Output(json, quiet, verbose, not no_progress) as out:
         if iters is not None and duration is not None:
@@ -113,6 +115,8 @@ def bench(
             "plot": plot,
         }
         out.result(data, lambda: _show(out, results, wanted))
+        if any(job.engine == CHECKING for job in jobs):
+            out.warn(SLOW)
         for result, cosine in zip(results, cosines, strict=True):
             if cosine < _AGREE:
                 out.warn(

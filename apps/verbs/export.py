@@ -125,6 +125,23 @@ def export(
             rich_help_panel=_TARGET,
         ),
     ] = None,
+    keep_fp32: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-fp32",
+            metavar="auto|NAMES",
+            help="Core ML: layers to hold in float32; auto finds the fewest.",
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
+    xctest: Annotated[
+        bool,
+        typer.Option(
+            "--xctest",
+            help="Core ML: add a Swift test to run on an Apple device.",
+            rich_help_panel=_TARGET,
+        ),
+    ] = False,
     triple: Annotated[
         str | None,
         typer.Option(
@@ -241,6 +258,8 @@ def export(
                 "opset": opset,
                 "ios": ios,
                 "palette_mode": palette_mode,
+                "keep_fp32": keep_fp32,
+                "xctest": xctest or None,
                 "triple": triple,
                 "tvm_extern": tvm_extern,
                 "accelerate": accelerate,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitlet.apps.readers.contents import Contents
 
 _OPS_SHOWN = 12
+_LAYERS_SHOWN = 6
 
 
 def inspect(
@@ -46,6 +47,7 @@ def inspect(
 def show(out: Output, contents: Contents) -> None:
     """Print contents as tables; `--verbose` lists every operator."""
     from vitlet.apps.readers.contents import by_count
+    from vitlet.apps.readers.coreml_placement import UNKNOWN
     from vitlet.apps.units import size
 
     known = {k: v for k, v in contents.facts.items() if v not in (0, "", None)}
@@ -63,6 +65,8 @@ def show(out: Output, contents: Contents) -> None:
         dtypes = sorted(contents.dtypes.items(), key=lambda item: -item[1][1])
         rows_ = [(dtype, number, size(total)) for dtype, (number, total) in dtypes]
         out.print("", columns(("stored as", ">tensors", ">size"), rows_))
+    if contents.layers:
+        _layers(out, contents)
     if contents.ops:
         ordered = by_count(contents.ops)
         shown = ordered if out.verbose else ordered[:_OPS_SHOWN]
@@ -72,11 +76,38 @@ def show(out: Output, contents: Contents) -> None:
             out.print("", columns(("operator", ">count"), shown))
         if len(ordered) > len(shown):
             out.print(f"and {len(ordered) - len(shown)} more (--verbose lists them)")
+    if out.verbose and len(contents.compute) > 1:
+        kinds = [(p, op, n) for p, ops in contents.compute.items() for op, n in by_count(ops)]
+        out.print("", columns(("computes in", "operator", ">count"), kinds))
     out.print("")
     for risk in contents.risks:
         out.print(_risk(risk.level, risk.text))
     if not contents.risks:
         out.print(mark(True, "no risks found"))
+    if contents.compute:
+        out.print(UNKNOWN)
+
+
+def _layers(out: Output, contents: Contents) -> None:
+    """Print the largest weights of a Core ML program, where each is used."""
+    from vitlet.apps.units import percent, plural, size
+
+    total = sum(layer["bytes"] for layer in contents.layers)
+    shown = contents.layers if out.verbose else contents.layers[:_LAYERS_SHOWN]
+    rows = [
+        (
+            layer["weight"],
+            layer["op"],
+            _shape(layer["shape"]),
+            layer["storage"],
+            size(layer["bytes"]),
+            percent(layer["bytes"] / max(total, 1)),
+        )
+        for layer in shown
+    ]
+    out.print("", columns(("~weight", "used by", "shape", "stored as", ">size", ">share"), rows))
+    if len(contents.layers) > len(shown):
+        out.print(f"and {plural(len(contents.layers) - len(shown), 'smaller weight')} (--verbose)")
 
 
 def _risk(level: str, text: str) -> Text:

@@ -1,4 +1,4 @@
-"""`vitlet predict`: what is in these images. Needs no torch."""
+"""`vitlet predict`: what is in these images. Needs no torch, but for `--engine coreml`."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def predict(
     from vitlet.apps.images import find
     from vitlet.apps.units import plural
     from vitlet.errors import CorruptInputError
+    from vitlet.runtime.select import CHECKING, SLOW
 
     with Output(json, quiet, verbose, not no_progress) as out:
         existing(bundle, "the bundle")
@@ -74,6 +75,8 @@ def predict(
             classifier = classify.Classifier(bundle, engine, threads, prompts)
         with out.bar("classify", len(found.images)) as advance:
             answers = list(classifier.answers(found.images, topk, batch, advance))
+        if classifier.session.engine == CHECKING:
+            out.log(SLOW)
         failed = [answer for answer in answers if answer.error]
         written: list[Path] = []
         if csv is not None:

@@ -11,9 +11,12 @@ from vitlet.apps.options import Json, NoProgress, Quiet, Verbose
 from vitlet.apps.output import Output, columns, mark
 
 if TYPE_CHECKING:
-    from vitlet.export.result import Report
+    from torch import nn
+
+    from vitlet.export.result import ArtifactResult, Report
 
 _REASONS = 3  # shown per artefact
+_FIGURES = ("cosine", "SNR dB", "max abs", "lowest", "highest", "headroom")
 
 
 def verify(
@@ -24,7 +27,7 @@ def verify(
     against: Annotated[
         str | None,
         typer.Option(
-            "--against", metavar="MODEL", help="Run this model afresh; else the golden outputs."
+            "--against", metavar="MODEL|FILE", help="The truth: a model, or any compiled file."
         ),
     ] = None,
     weights: Annotated[
@@ -44,6 +47,9 @@ def verify(
     first_bad: Annotated[
         bool, typer.Option("--first-bad", help="Name the first wrong layer (with --against).")
     ] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Compare layer by layer (with --against).")
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FILE", help="Write a report (.html or .json)."),
@@ -55,7 +61,6 @@ def verify(
 ) -> None:
     """Prove that artefacts compute what their model does."""
     from vitlet.apps.hints import existing
-    from vitlet.apps.source import module_for
     from vitlet.errors import UsageError
     from vitlet.export.verify import require_passed
     from vitlet.export.verify import verify as check
@@ -68,11 +73,12 @@ def verify(
                 raise UsageError("--weights says what --against is loaded with: give --against too")
         found = check(
             path,
-            module_for(against) if against else None,
+            _truth(against),
             inputs,
             weights=weights,
             tolerance=tol,
             first_bad=first_bad,
+            layers=layers,
             report=report,
             progress=out.progress,
         )
@@ -84,9 +90,23 @@ def verify(
             out.next(f"vitlet bench {path}")
 
 
+def _truth(against: str | None) -> str | nn.Module | Path | None:
+    from vitlet.apps.hints import existing
+    from vitlet.apps.source import module_for
+    from vitlet.export.verify import is_compiled
+
+    if against is None:
+        return None
+    if is_compiled(against):
+        existing(Path(against), "the file to compare with")
+        return Path(against)
+    return module_for(against)
+
+
 def show(out: Output, report: Report) -> None:
     """Print a verification as a table, with the reasons under it."""
     from vitlet.apps.units import percent
+    from vitlet.export.result import EXECUTED, LIMITS
 
     heads = ("artefact", "precision", ">cosine", ">max abs", ">top-1", "verified by", "")
     rows = []
@@ -115,4 +135,28 @@ def show(out: Output, report: Report) -> None:
             out.print(f"{artifact.file}: first wrong layer: {artifact.first_bad}")
         for warning in artifact.warnings if out.verbose else ():
             out.print(f"{artifact.file}: note: {warning}")
+        if artifact.target == "coreml" and artifact.method == EXECUTED:
+            out.log(f"{artifact.file}: {LIMITS}")
+        if artifact.layers:
+            _show_layers(out, artifact)
     out.log(f"compared with {report.against}")
+
+
+def _show_layers(out: Output, artifact: ArtifactResult) -> None:
+    from vitlet.export.layer_page import figures
+
+    heads = ("layer", "~tensor", *(f">{name}" for name in _FIGURES), "")
+    rows = []
+    for row in artifact.layers:
+        if row.tensor:
+            note = row.mark or ("" if row.agrees else "off")
+            rows.append(
+                (row.module or f"({row.name})", row.tensor, *figures(row)[: len(_FIGURES)], note)
+            )
+    out.print(f"\n{artifact.file}, layer by layer, for {artifact.layers_case}:")
+    out.print(columns(heads, rows))
+    merged = [row.module or row.name for row in artifact.layers if not row.tensor]
+    if merged:
+        out.print(f"{len(merged)} layers are merged into others by the compiler")
+        for name in merged if out.verbose else ():
+            out.print(f"  {name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -27,6 +28,14 @@ def test_every_engine_that_runs_here_is_measured(figures):
         ("onnxruntime", 1, 1), ("tvm", 1, 1), ("onnxruntime", 2, 1), ("tvm", 2, 1),
     ]  # fmt: skip
     assert [result.job for result in results] == jobs
+
+
+def test_the_checking_engine_is_measured_where_it_is_asked_for(toy_bundle):
+    (job,) = bench_run.plan(toy_bundle, ["coreml"], None, [1], None, seed=0)
+    (result,) = bench_run.measure(
+        [job], warmup=0, iters=2, seconds=0, cold=False, advance=lambda: None
+    )
+    assert result.info["engine"] == "coreml" and len(result.times_ms) == 2
 
 
 def test_exactly_the_runs_asked_for_are_timed_in_turns(figures):
@@ -100,9 +109,14 @@ def test_wrong_arguments_are_refused_before_anything_is_measured(cli, toy_bundle
     assert words in ran.err and len(ran.err.splitlines()) == 1
 
 
-def test_an_engine_for_another_machine_is_unsupported(cli, toy_bundle):
-    ran = cli("bench", toy_bundle, "--engine", "coreml")
-    assert ran.code == 3 and "Core ML" in ran.err
+def test_a_bundle_without_an_engine_to_measure_is_unsupported(cli, toy_bundle, tmp_path):
+    bundle = tmp_path / "phone.vitlet"
+    shutil.copytree(toy_bundle, bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["artifacts"] = [a for a in manifest["artifacts"] if a["target"] == "coreml"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    ran = cli("bench", bundle)
+    assert ran.code == 3 and "Core ML" in ran.err and '"coreml"' in ran.err
 
 
 def test_what_goes_wrong_in_the_child_is_told_as_if_it_were_here(toy_bundle, tmp_path):

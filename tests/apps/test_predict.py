@@ -90,9 +90,22 @@ def test_wrong_arguments_are_refused_in_one_line(cli, toy_bundle, pictures, argv
     assert len(ran.err.splitlines()) == 1 and words in ran.err
 
 
-def test_core_ml_artefacts_do_not_run_here(cli, toy_bundle, pictures):
-    ran = cli("predict", toy_bundle, pictures, "--engine", "coreml")
-    assert ran.code in (2, 3) and ran.out == ""
+def test_a_core_ml_program_gives_the_same_answers_where_it_is_asked_for(cli, toy_bundle, pictures):
+    ran = cli("predict", toy_bundle, pictures, "--engine", "coreml", "--json")
+    assert ran.code == 0 and "time and memory are not a phone's" in ran.err
+    found, usual = (
+        json.loads(ran.out),
+        json.loads(cli("predict", toy_bundle, pictures, "--json").out),
+    )
+    assert found["engine"].startswith("coreml") and usual["engine"].startswith("onnxruntime")
+    for ours, theirs in zip(found["images"], usual["images"], strict=True):
+        scores = [{g["label"]: g["score"] for g in i["predictions"]} for i in (ours, theirs)]
+        assert scores[0] == pytest.approx(scores[1], abs=2e-3)
+
+
+def test_a_bare_core_ml_package_has_no_labels(cli, toy_bundle, pictures):
+    ran = cli("predict", toy_bundle / "model.mlpackage", pictures, "--engine", "coreml", "-q")
+    assert (ran.code, ran.out) == (2, "") and "give its bundle" in ran.err
 
 
 @pytest.mark.parametrize("engine", ["ort", "tvm"])

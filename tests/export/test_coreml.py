@@ -13,8 +13,8 @@ from vitlet.data.spec import Preprocess
 from vitlet.errors import UnsupportedError, UsageError
 from vitlet.export.coreml import export_coreml, image_scale_and_bias
 from vitlet.export.coreml_compress import count_compressed
-from vitlet.export.coreml_quiet import quiet_coremltools
 from vitlet.export.trace import graphs
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 
 SHAPE = (3, 32, 32)
 LABELS = [f"class {i}" for i in range(10)]

@@ -293,17 +293,6 @@ def test_the_first_wrong_layer_of_onnx_is_named(
     assert row.first_bad.module == layer, row.first_bad
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_sound_artefact_has_no_first_wrong_layer(
-    vit: Graph, truth: Truth, made: dict[str, Made], precision: str
-) -> None:
-    from vitlet.export.firstbad import first_bad_layer
-
-    path, artifact = made[precision]
-    case = truth.cases["model"][0]
-    assert first_bad_layer(path, artifact, vit, case, truth.preprocess) is None
-
-
 def test_reports_survive_json_and_the_page_escapes_what_users_wrote(
     vit: Graph, made: dict[str, Made], small_spec: Preprocess, tmp_path: Path
 ) -> None:
@@ -314,7 +303,7 @@ def test_reports_survive_json_and_the_page_escapes_what_users_wrote(
     nasty = [f'<script>alert("{i}")</script>' for i in range(10)]
     truth = truth_of(vit, small_spec, labels=nasty)
     path, artifact = made["fp32"]
-    report = check(path.parent, artifact, truth)
+    report = check(path.parent, artifact, truth, layers=True)
     text = json.dumps(report.to_json(), allow_nan=False)
     assert Report.from_json(json.loads(text)) == report
     page = html(report)

@@ -12,7 +12,17 @@ from pathlib import Path
 import vitlet
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("python", "export", "partition", "apps", "csrc", "tests", "benchmarks", "scripts", "docs")
+FOLDERS = (
+    "python",
+    "export",
+    "partition",
+    "apps",
+    "csrc",
+    "tests",
+    "benchmarks",
+    "scripts",
+    "docs",
+)
 # A reason for each file over the ceiling.
 LONG_FILES: dict[str, str] = {}
 
@@ -106,6 +116,11 @@ print([name for name in ("torch", "onnx", "coremltools", "tvm") if name in sys.m
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_runtime_imports_nothing_that_is_built_on_it() -> None:
+    above = r"^\s*(from|import) vitlet\.(export|compress|layers|models|partition|apps)\b"
+    assert not [line for line in matches(above, ".py") if line.startswith("python/vitlet/runtime/")]
 
 
 def test_import_of_vitlet_needs_the_standard_library_only() -> None:

@@ -17,7 +17,7 @@ class Engine(Protocol):
     """Runs one compiled graph at the batch sizes that the graph was made for.
 
     Attributes:
-        name: "onnxruntime" or "tvm".
+        name: "onnxruntime", "tvm" or "coreml".
         version: the runtime's version.
         inputs: what `run` takes; a free size is a name, such as "batch".
         outputs: what it gives.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,10 @@ from vitlet.runtime.bundle import Bundle
 from vitlet.runtime.engine import Engine
 from vitlet.runtime.manifest import Artifact
 
-# engine -> (target in the manifest, module it needs, extra that brings it), in order of preference
+# engine -> (target in the manifest, module it needs, extra that brings it), in order of preference;
+# "coreml" checks numbers (vitlet.runtime.coreml.engine) and is never chosen by "auto"
+CHECKING = "coreml"
+SLOW = "the coreml engine checks a program's numbers: its time and memory are not a phone's"
 ENGINES = {
     "onnxruntime": ("onnx", "onnxruntime", "runtime"),
     "tvm": ("tvm", "tvm_ffi", "tvm"),
@@ -37,7 +39,8 @@ def engine_name(name: str) -> str:
 def select(bundle: Bundle, graph: str, engine: str) -> tuple[str, Artifact]:
     """Choose the engine and artefact for a graph.
 
-    "auto" takes the first of ONNX Runtime and TVM that the bundle has and that runs here.
+    "auto" takes the first of ONNX Runtime and TVM that the bundle has and that runs here; the
+    checking engine "coreml" runs only where it is asked for.
 
     Raises:
         UsageError: the bundle has no such graph or no artefact for the engine.
@@ -57,6 +60,9 @@ def select(bundle: Bundle, graph: str, engine: str) -> tuple[str, Artifact]:
         target = ENGINES[name][0]
         candidates = [artifact for artifact in there if artifact.target == target]
         if not candidates:
+            continue
+        if engine == "auto" and name == CHECKING:
+            problems.append(_only_to_check(candidates[0]))
             continue
         problem, artifact = _runs_here(name, candidates)
         if problem is None:
@@ -87,19 +93,25 @@ def open_engine(
 
         return TvmEngine(path, artifact, threads)
 
-    makers = {"onnxruntime": ort, "tvm": tvm}
+    def coreml() -> Engine:
+        from vitlet.runtime.coreml.engine import CoreMLEngine
+
+        return CoreMLEngine(path, artifact, threads=threads)
+
+    makers = {"onnxruntime": ort, "tvm": tvm, "coreml": coreml}
     return makers[name]()
+
+
+def _only_to_check(artifact: Artifact) -> UnsupportedError:
+    return UnsupportedError(
+        f"{artifact.file} is a Core ML model: it runs in an app on iOS or macOS; to check its "
+        f'numbers here, slowly, ask for the engine "{CHECKING}"; to run here, export to ONNX or TVM'
+    )
 
 
 def _runs_here(name: str, candidates: list[Artifact]) -> tuple[Exception | None, Artifact]:
     _, module, extra = ENGINES[name]
     artifact = candidates[0]
-    if name == "coreml":
-        where = "macOS" if sys.platform == "darwin" else f"{platform.system()}"
-        return UnsupportedError(
-            f"{artifact.file} is a Core ML model: it runs in an app on iOS or macOS, and vitlet "
-            f"cannot run it on {where}; use an ONNX or TVM artefact here"
-        ), artifact
     if name == "tvm":
         fitting = [a for a in candidates if _machine(a) in ("", platform.machine().lower())]
         if not fitting:

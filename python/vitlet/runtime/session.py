@@ -18,13 +18,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitlet.errors import BundleError, UsageError, VitletError
+from vitlet.errors import BundleError, UnsupportedError, UsageError, VitletError
 from vitlet.runtime.batching import BatchSizes, run_batched
 from vitlet.runtime.bundle import Bundle, open_bundle
 from vitlet.runtime.engine import Arrays, Engine, check_feeds
 from vitlet.runtime.manifest import Artifact, Manifest, Prompts, TensorSpec
 from vitlet.runtime.safetensors import load_file
-from vitlet.runtime.select import engine_name, open_engine, select
+from vitlet.runtime.select import CHECKING, engine_name, open_engine, select
 
 _CHUNK = 64  # images preprocessed at a time: bounds memory, not the batch
 
@@ -82,9 +82,11 @@ def load(
     """Open a bundle to run it.
 
     Args:
-        path: a bundle folder. A bare `.onnx` or `.tvm.so` file is taken too; it has no
+        path: a bundle folder. A bare `.onnx`, `.tvm.so` or `.mlpackage` is taken too; it has no
             preprocessing or labels, so only `Session.run` works on it, and no hash guards it.
         engine: "auto" (ONNX Runtime when the bundle has ONNX, else TVM), "onnxruntime" or "tvm".
+            "coreml" executes the Core ML program with torch, on any system: to check its numbers,
+            not at a phone's speed.
         threads: threads to compute with.
         graph: the graph that `session(images)` runs; by default "model", or "image" for CLIP.
         check: compare "all" files with their hashes, or only the ones "used".
@@ -102,7 +104,7 @@ def load(
     if threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
     path = Path(path)
-    if path.is_file():
+    if path.is_file() or path.suffix == ".mlpackage":
         return Session(
             None, _bare_engine(path, engine), graph or "model", threads, path, accelerate
         )
@@ -183,6 +185,8 @@ class Session:
     def __call__(self, images: Any) -> NDArray[np.float32]:
         """Compute logits (B, classes) or unit-length embeddings (B, D) of images.
 
+        A Core ML classifier ends in a softmax; its logits are the logarithms of what it gives.
+
         Args:
             images: one or several of path, Pillow image or uint8 (H, W, C) array, preprocessed as
                 the manifest says; or a float32 (B, C, H, W) array, taken as already preprocessed.
@@ -260,18 +264,19 @@ class Session:
         manifest = self._need_manifest("session(images)")
         loaded = self._loaded(self.graph)
         spec = loaded.engine.inputs[0]
-        in_graph = loaded.artifact is not None and loaded.artifact.preprocess == "in-graph"
+        artifact = loaded.artifact
+        place = artifact.preprocess if artifact is not None else "none"
         if self.graph not in ("model", "image"):
             raise UsageError(f"this session runs the {self.graph} graph: it takes no images")
         if isinstance(images, np.ndarray) and images.dtype.kind == "f":
-            if in_graph:
+            if place != "none":
                 raise UsageError(
-                    f"{self.info.file} preprocesses in its graph and takes uint8 images, "
+                    f"{self.info.file} preprocesses by itself and takes uint8 images, "
                     f"not {images.dtype} arrays"
                 )
             half = images.dtype == np.float32 and spec.dtype == "float16"
             array = images.astype(np.float16) if half else images
-        elif in_graph:
+        elif place != "none":
             from vitlet.data.preprocess import resize_crop
 
             array = resize_crop(images, manifest.preprocess)
@@ -279,7 +284,10 @@ class Session:
             from vitlet.data.preprocess import preprocess
 
             array = preprocess(images, manifest.preprocess).astype(spec.dtype, copy=False)
-        return _only(self.run({spec.name: array}))
+        values = _only(self.run({spec.name: array}))
+        if artifact is not None and artifact.details.get("class_labels"):  # Core ML only
+            return np.log(np.maximum(values, np.finfo(np.float32).tiny))
+        return values
 
     def _prompts(self, manifest: Manifest) -> Prompts:
         if manifest.prompts is None:
@@ -347,9 +355,13 @@ def _only(outputs: Arrays) -> NDArray[np.float32]:
 def _bare_engine(path: Path, engine: str) -> str:
     """Tell from a bare file's ending which engine runs it."""
     engine = engine_name(engine)
-    kinds = {".onnx": "onnxruntime", ".so": "tvm"}
+    kinds = {".onnx": "onnxruntime", ".so": "tvm", ".mlpackage": CHECKING, ".mlmodel": CHECKING}
     if path.suffix not in kinds:
-        raise UsageError(f"{path} is neither a bundle folder nor an .onnx or .tvm.so file")
+        raise UsageError(f"{path} is neither a bundle folder nor an .onnx, .tvm.so or .mlpackage")
+    if engine == "auto" and kinds[path.suffix] == CHECKING:
+        raise UnsupportedError(
+            f'{path} is a Core ML model: to check its numbers here, ask for the engine "{CHECKING}"'
+        )
     if engine not in ("auto", kinds[path.suffix]):
         raise UsageError(f"{path} runs in {kinds[path.suffix]}, not in {engine}")
     return kinds[path.suffix]

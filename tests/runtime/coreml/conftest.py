@@ -12,8 +12,8 @@ import torch
 from runtime_coreml import save
 from torch import nn
 
-from vitlet.export.coreml_quiet import quiet_coremltools
 from vitlet.runtime import CoreMLExecutor
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 
 
 @pytest.fixture

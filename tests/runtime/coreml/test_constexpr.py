@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vitlet.errors import CorruptInputError
-from vitlet.export.coreml_quiet import quiet_coremltools
 from vitlet.runtime.coreml.call import Call, Context
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 from vitlet.runtime.coreml.table import kernels
 
 with quiet_coremltools():

@@ -15,9 +15,9 @@ import pytest
 from runtime_coreml import save
 
 from vitlet.errors import CorruptInputError, ShapeError, UnsupportedError, UsageError, VitletError
-from vitlet.export.coreml_quiet import quiet_coremltools
 from vitlet.runtime import CoreMLExecutor
 from vitlet.runtime.coreml import Value
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 
 with quiet_coremltools():
     import coremltools as ct

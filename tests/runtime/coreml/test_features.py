@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from vitlet.errors import ShapeError
-from vitlet.export.coreml_quiet import quiet_coremltools
 from vitlet.runtime import CoreMLExecutor
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 
 with quiet_coremltools():
     import coremltools as ct

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitlet.export.coreml_quiet import quiet_coremltools
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 
 with quiet_coremltools():
     from coremltools.converters.mil import Builder as mb

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from vitlet.errors import CorruptInputError
-from vitlet.export.coreml_quiet import quiet_coremltools
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 
 with quiet_coremltools():
     from coremltools.converters.mil import Builder as mb

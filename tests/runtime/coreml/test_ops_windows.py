@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vitlet.export.coreml_quiet import quiet_coremltools
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 
 with quiet_coremltools():
     from coremltools.converters.mil import Builder as mb

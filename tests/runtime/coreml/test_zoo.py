@@ -11,9 +11,9 @@ from made_up import fill, images
 
 import vitlet
 from vitlet.export.coreml import export_coreml
-from vitlet.export.coreml_quiet import quiet_coremltools
 from vitlet.export.trace import Graph, graphs
 from vitlet.runtime import CoreMLExecutor
+from vitlet.runtime.coreml.quiet import quiet_coremltools
 
 # Compressed programs are off by the rounding of their weights: the limits of docs/export.md. That
 # they are unpacked exactly is the last test.

@@ -9,8 +9,8 @@ kernels. Both are imported when a package is opened. What a device's GPU and Neu
 the same program is not simulated.
 """
 
-from vitlet.runtime.coreml.executor import CoreMLExecutor, Value, Watch
+from vitlet.runtime.coreml.executor import CoreMLExecutor, Intercept, Operation, Value, Watch
 from vitlet.runtime.coreml.features import Feature
 from vitlet.runtime.coreml.state import State
 
-__all__ = ["CoreMLExecutor", "Feature", "State", "Value", "Watch"]
+__all__ = ["CoreMLExecutor", "Feature", "Intercept", "Operation", "State", "Value", "Watch"]

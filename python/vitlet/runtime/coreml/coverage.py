@@ -28,7 +28,7 @@ def known_operations() -> dict[str, int]:
     Raises:
         MissingDependencyError: coremltools is not installed.
     """
-    from vitlet.export.coreml_quiet import quiet_coremltools
+    from vitlet.runtime.coreml.quiet import quiet_coremltools
 
     with quiet_coremltools():
         require("coremltools", extra="coreml", why="list Core ML's operations")

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -47,15 +48,39 @@ class Value:
         op: type of the operation that made it.
         declared: its element type in the program, such as "fp16".
         array: float32, int32 or bool; valid until `watch` returns.
+        inputs: names of the values that the operation took, without constants.
     """
 
     name: str
     op: str
     declared: str
     array: NDArray[Any]
+    inputs: tuple[str, ...] = ()
 
 
 Watch = Callable[[Value], None]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of a program's main block.
+
+    Attributes:
+        name: of its first result.
+        type: such as "conv".
+        inputs: names of the operations whose results it takes.
+        elements: of its floating-point constants.
+    """
+
+    name: str
+    type: str
+    inputs: tuple[str, ...]
+    elements: int
+
+
+Compute = Callable[[dict[str, Any]], tuple[Any, ...]]
+# (name of the operation's first result, its arguments, what computes it) -> its results
+Intercept = Callable[[str, dict[str, Any], Compute], tuple[Any, ...]]
 
 
 class CoreMLExecutor:
@@ -68,6 +93,7 @@ class CoreMLExecutor:
         inputs: what `run` takes.
         outputs: what it gives.
         states: name -> shape of each state variable.
+        labels: class names or numbers of a classifier, in the order of its probabilities.
     """
 
     def __init__(
@@ -108,7 +134,6 @@ class CoreMLExecutor:
         if missing:
             raise CorruptInputError(f"{path}: the program has no input {', '.join(missing)}")
         self.inputs = tuple(read_feature(e, variables[e.name]) for e in package.inputs)
-        self.outputs: tuple[Feature, ...] = tuple(read_feature(entry) for entry in package.outputs)
         self._limit = memory_limit
         planner = Planner(self._context(None), _Run(self, None, {}).compute)
         self._block: Block = planner.plan(package.program)
@@ -118,11 +143,17 @@ class CoreMLExecutor:
             for name, value in variables.items()
             if name not in {feature.name for feature in self.inputs}
         }
-        given = {value.name: index for index, value in enumerate(package.program.outputs)}
-        lost = [feature.name for feature in self.outputs if feature.name not in given]
+        results = package.program.outputs
+        given = {value.name: index for index, value in enumerate(results)}
+        lost = [entry.name for entry in package.outputs if entry.name not in given]
         if lost:
             raise CorruptInputError(f"{path}: the program has no output {', '.join(lost)}")
-        self._places = [given[feature.name] for feature in self.outputs]
+        self._places = [given[entry.name] for entry in package.outputs]
+        self.outputs: tuple[Feature, ...] = tuple(
+            read_feature(entry, results[place])
+            for entry, place in zip(package.outputs, self._places, strict=True)
+        )
+        self.labels = _labels(self._block)
 
     def make_state(self) -> State:
         """Return the state of a new conversation: zeros."""
@@ -136,6 +167,7 @@ class CoreMLExecutor:
         state: State | None = None,
         *,
         watch: Watch | None = None,
+        intercept: Intercept | None = None,
     ) -> dict[str, Any]:
         """Compute every output.
 
@@ -144,6 +176,8 @@ class CoreMLExecutor:
                 in RGB order or (H, W), or Pillow images of the right size.
             state: what a stateful program continues with, changed in place; None starts afresh.
             watch: told of every value inside, in order.
+            intercept: called in place of every operation, to try what another result would do. It
+                gets torch tensors and calls what computes the operation, once or several times.
 
         Returns:
             output name -> array; for a classifier also the best class, and class -> probability.
@@ -166,11 +200,16 @@ class CoreMLExecutor:
                 if name not in cells:
                     raise UsageError(f"the state has no {name!r}: it belongs to another program")
                 values[self._slots[name]] = cells[name]
-            results = _Run(self, watch, values).block(self._block)
+            results = _Run(self, watch, values, intercept).block(self._block)
         return {
             feature.name: from_value(results[place], feature)
             for feature, place in zip(self.outputs, self._places, strict=True)
         }
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """The operations of the main block, in the order in which they run."""
+        return tuple(Operation(*facts) for facts in self._block.describe())
 
     def _context(self, run: Any) -> Any:
         from vitlet.runtime.coreml.call import Context
@@ -182,11 +221,18 @@ class _Run:
     """One pass over the steps; `values` holds what is alive."""
 
     def __init__(
-        self, executor: CoreMLExecutor, watch: Watch | None, values: dict[int, Any]
+        self,
+        executor: CoreMLExecutor,
+        watch: Watch | None,
+        values: dict[int, Any],
+        intercept: Intercept | None = None,
     ) -> None:
         self._context = executor._context(self.nested)
         self._watch = watch
+        self._intercept = intercept
         self._values = values
+        # slot -> name of the value, for `watch`
+        self._names = {number: name for name, number in executor._slots.items()} if watch else {}
 
     def block(self, block: Block) -> list[Any]:
         """Run the steps of a block whose inputs are in place."""
@@ -195,14 +241,27 @@ class _Run:
         values = self._values
         for step in block.steps:
             args = {name: bound(value, values) for name, value in step.args.items()}
-            results = self.compute(step, args)
+            if self._intercept is None or not step.outputs:
+                results = self.compute(step, args)
+            else:
+                results = self._intercept(step.outputs[0][1], args, partial(self.compute, step))
             for (number, name, declared, _), value in zip(step.outputs, results, strict=True):
                 values[number] = value
-                if self._watch is not None and hasattr(value, "numpy"):
-                    self._watch(Value(name, step.type, declared, value.numpy()))
+                if self._watch is not None:
+                    self._show(step, number, Value(name, step.type, declared, value))
             for number in step.frees:
                 del values[number]
         return [bound(value, values) for value in block.outputs]
+
+    def _show(self, step: Step, number: int, value: Value) -> None:
+        """Give a value to `watch`, if it is a tensor."""
+        from vitlet.runtime.coreml.plan import slot_numbers
+
+        self._names[number] = value.name
+        if self._watch is not None and hasattr(value.array, "numpy"):
+            taken = [self._names[s] for s in slot_numbers(step.args.values()) if s in self._names]
+            inputs = tuple(dict.fromkeys(taken))
+            self._watch(replace(value, array=value.array.numpy(), inputs=inputs))
 
     def nested(self, block: Block, arguments: Sequence[Any]) -> list[Any]:
         """Run a nested block on arguments."""
@@ -241,3 +300,14 @@ class _Run:
 def _state_shape(variable: Any) -> tuple[int, ...]:
     wrapped = variable.sym_type.wrapped_type()
     return tuple(int(size) for size in wrapped.get_shape())
+
+
+def _labels(block: Block) -> tuple[str | int, ...]:
+    """Return the classes of a classifier; () where the program is none."""
+    for step in block.steps:
+        if step.type == "classify":
+            names = step.args.get("classes")
+            if not isinstance(names, list) or not names:
+                raise CorruptInputError(f"classify at {step.place}: a classifier without labels")
+            return tuple(name if isinstance(name, str) else int(name) for name in names)
+    return ()

@@ -1,12 +1,11 @@
 """Opens a `.mlpackage`: what it says of its inputs and outputs, and one function as a MIL program.
 
-Operations and sizes are looked at before coremltools builds the program, because building it
-already computes with constants: a package that asks for a terabyte must not get that far.
+Operations and sizes are looked at before coremltools builds the program: see
+`vitlet.runtime.coreml.sizes`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from vitlet._extras import require
 from vitlet.errors import CorruptInputError, UnsupportedError, UsageError
+from vitlet.runtime.coreml.sizes import Sizes
 from vitlet.runtime.coreml.table import REFUSED, kernels
 
 # The file's own spelling of operations that the reader renames or unpacks.
@@ -56,7 +56,7 @@ def read_package(path: Path, function: str | None, limit: int) -> Package:
             of them are named.
         MissingDependencyError: coremltools or torch is not installed.
     """
-    from vitlet.export.coreml_quiet import quiet_coremltools
+    from vitlet.runtime.coreml.quiet import quiet_coremltools
 
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
@@ -116,15 +116,12 @@ def _check(path: Path, function: Any, limit: int) -> None:
         raise CorruptInputError(f"{path} has no program for its own opset {function.opset!r}")
     known = kernels()
     unknown: dict[str, list[str]] = {}
-    integers: dict[str, list[int]] = {}
+    sizes = Sizes(path, limit)
     for operation, where in _operations(block, "main block"):
         output = operation.outputs[0].name if operation.outputs else "?"
-        if operation.type == "const":
-            stored = operation.attributes["val"].immediateValue.tensor.ints.values
-            integers[output] = list(stored)
-        elif operation.type not in known and operation.type not in _READ:
+        if operation.type not in known and operation.type not in _READ:
             unknown.setdefault(operation.type, []).append(f"{output} ({where})")
-        _check_size(path, operation, integers, limit)
+        sizes.look(operation)
     if unknown:
         listed = "; ".join(
             f"{kind} at {', '.join(at[:3])}{f' and {len(at) - 3} more' if len(at) > 3 else ''}"
@@ -134,44 +131,27 @@ def _check(path: Path, function: Any, limit: int) -> None:
         raise UnsupportedError(f"{path.name} has operations that vitlet cannot execute: {listed}")
 
 
+def check_sizes(path: Path, program: Any, limit: int) -> None:
+    """Look at every function of a program, whatever its operations are.
+
+    Args:
+        path: the package, for messages.
+        program: the MIL program as protobuf.
+        limit: the largest value that may be made, in bytes.
+
+    Raises:
+        CorruptInputError: it asks for more than `limit`.
+    """
+    for function in program.functions.values():
+        for block in function.block_specializations.values():
+            sizes = Sizes(path, limit)
+            for operation, _ in _operations(block, "main block"):
+                sizes.look(operation)
+
+
 def _operations(block: Any, where: str) -> Iterator[tuple[Any, str]]:
     for operation in block.operations:
         yield operation, where
         name = operation.outputs[0].name if operation.outputs else operation.type
         for number, nested in enumerate(operation.blocks):
             yield from _operations(nested, f"block {number} of {name}")
-
-
-def _check_size(path: Path, operation: Any, integers: dict[str, list[int]], limit: int) -> None:
-    sizes = [_elements(output.type) for output in operation.outputs]
-    if operation.type == "fill":
-        sizes.append(math.prod(_given(operation, "shape", integers)))
-    if operation.type == "tile":
-        sizes.append(math.prod(_given(operation, "reps", integers)))
-    if operation.type == "pad":
-        sizes.append(max(_given(operation, "pad", integers), default=0))
-    if operation.type == "range_1d":
-        ends = [_given(operation, name, integers) for name in ("start", "end", "step")]
-        if all(len(end) == 1 for end in ends) and ends[2][0]:
-            sizes.append(abs(ends[1][0] - ends[0][0]) // abs(ends[2][0]))
-    if max(sizes, default=0) * 4 > limit:
-        name = operation.outputs[0].name if operation.outputs else "?"
-        raise CorruptInputError(
-            f"{path}: {operation.type} makes {name} of {max(sizes):,} elements, "
-            f"the limit is {limit:,} bytes"
-        )
-
-
-def _elements(kind: Any) -> int:
-    count = 1
-    for dimension in kind.tensorType.dimensions:
-        if dimension.WhichOneof("dimension") == "constant":
-            count *= dimension.constant.size
-    return count
-
-
-def _given(operation: Any, name: str, integers: dict[str, list[int]]) -> list[int]:
-    found = []
-    for binding in operation.inputs[name].arguments:
-        found += integers.get(binding.name, [])
-    return found

@@ -60,6 +60,20 @@ class Block:
     steps: tuple[Step, ...]
     outputs: tuple[Any, ...]
 
+    def describe(self) -> Iterator[tuple[str, str, tuple[str, ...], int]]:
+        """Give (name, type, names of the steps taken from, elements of constants) of every step."""
+        names: dict[int, str] = {}
+        for step in self.steps:
+            constants = [v for v in _flat(step.args.values()) if isinstance(v, Tensor)]
+            if step.outputs:
+                yield (
+                    step.outputs[0][1],
+                    step.type,
+                    tuple(names[n] for n in slot_numbers(step.args.values()) if n in names),
+                    sum(value.numel() for value in constants if value.is_floating_point()),
+                )
+            names.update({output[0]: step.outputs[0][1] for output in step.outputs})
+
 
 Compute = Callable[[Step, dict[str, Any]], tuple[Any, ...]]
 
@@ -165,18 +179,23 @@ def _declared(variable: Any) -> tuple[str, tuple[int | None, ...] | None]:
     return str(types.builtin_to_string(variable.dtype)), sizes
 
 
-def _slots(values: Any) -> Iterator[int]:
+def _flat(values: Any) -> Iterator[Any]:
     for value in values:
-        if isinstance(value, Slot):
-            yield value.number
-        elif isinstance(value, list | tuple):
-            yield from _slots(value)
+        if isinstance(value, list | tuple):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def slot_numbers(values: Any) -> Iterator[int]:
+    """Give the numbers of the slots among arguments and lists of them."""
+    return (value.number for value in _flat(values) if isinstance(value, Slot))
 
 
 def _used(step: Step) -> set[int]:
-    used = set(_slots(step.args.values()))
+    used = set(slot_numbers(step.args.values()))
     for block in step.blocks:
-        used |= set(_slots(block.outputs))
+        used |= set(slot_numbers(block.outputs))
         for inner in block.steps:
             used |= _used(inner)
     return used
@@ -184,7 +203,7 @@ def _used(step: Step) -> set[int]:
 
 def _with_frees(slots: list[int], steps: list[Step], outputs: tuple[Any, ...]) -> tuple[Step, ...]:
     """Note at each step which of this block's values it is the last to need."""
-    kept = set(_slots(outputs))
+    kept = set(slot_numbers(outputs))
     own = {*slots, *(output[0] for step in steps for output in step.outputs)}
     last: dict[int, int] = {}
     for index, step in enumerate(steps):
