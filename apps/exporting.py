@@ -139,7 +139,7 @@ class Request:
         from vitlet.export.options import resolve
 
         names = ("batch", "precision", "preprocess", "opset", "ios", "palette_mode", "triple",
-                 "tvm_extern", "accelerate", "accelerate_table")  # fmt: skip
+                 "tvm_target", "tvm_extern", "accelerate", "accelerate_table")  # fmt: skip
         resolve(self.to, **{k: v for k, v in self.settings.items() if k in names})
 
     def _check_report(self) -> None:

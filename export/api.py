@@ -51,6 +51,7 @@ def export(
     accelerate: str | None = None,
     accelerate_table: TableSource | None = None,
     tvm_extern: str | None = None,
+    tvm_target: str | Sequence[str] | None = None,
     labels: str | os.PathLike[str] | Sequence[str] | None = None,
     prompts: Sequence[str] | None = None,
     templates: str | Sequence[str] | None = None,
@@ -86,6 +87,8 @@ def export(
             times decide, so that two exports are byte-equal.
         tvm_extern: "vitlet": TVM libraries call vitlet's C++ kernels for its operators. They then
             run where vitlet is installed only.
+        tvm_target: machines for TVM by name instead: "raspberry-pi-5", "x86-64-v3", "native", or
+            "llvm -mtriple=... -mcpu=...".
         labels: class names of a classifier: a sequence, or a file with one a line.
         prompts: class names of a CLIP-style model, whose text embeddings go into the bundle.
         templates: prompt templates: a name, or texts with "{}".
@@ -121,6 +124,7 @@ def export(
         accelerate=accelerate,
         accelerate_table=accelerate_table,
         tvm_extern=tvm_extern,
+        tvm_target=tvm_target,
     )
     require("torch", extra="torch", why="read a model and export it")
     for target in options.targets:
@@ -268,14 +272,14 @@ def _artifacts(
     return [
         export_tvm(
             graph,
-            folder / f"{graph.name}.{find_machine(triple, None).triple}.tvm.so",
-            triple=triple,
+            folder / f"{graph.name}.{find_machine(target=machine).name}.tvm.so",
+            target=machine,
             batch=options.batch,
             precision=precision,
             extern=options.tvm_extern is not None,
             progress=step,
         )
-        for triple in options.triples
+        for machine in options.machines
     ]
 
 

@@ -134,6 +134,15 @@ def export(
             rich_help_panel=_TARGET,
         ),
     ] = None,
+    tvm_target: Annotated[
+        str | None,
+        typer.Option(
+            "--tvm-target",
+            metavar="M",
+            help='TVM: raspberry-pi-5, raspberry-pi-4, x86-64-v3, x86-64-v4, native, "llvm ...".',
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
     tvm_extern: Annotated[
         str | None,
         typer.Option(
@@ -242,6 +251,7 @@ def export(
                 "ios": ios,
                 "palette_mode": palette_mode,
                 "triple": triple,
+                "tvm_target": tvm_target,
                 "tvm_extern": tvm_extern,
                 "accelerate": accelerate,
                 "accelerate_table": accelerate_table,
