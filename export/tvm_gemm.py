@@ -166,9 +166,7 @@ class _Loops:
     def write(self) -> Any:
         if self.batch is None:
             return tirx.stmt_seq(*self._sections(None))
-        return self._loop(
-            self.batch.dom.extent, "parallel", lambda q: self._with_panels(q)
-        )
+        return self._loop(self.batch.dom.extent, "parallel", lambda q: self._with_panels(q))
 
     def _with_panels(self, q: Any) -> Any:
         """One pair of matrices: the second is put in panels, and used."""
@@ -184,7 +182,9 @@ class _Loops:
 
             return self._loop(width, "vectorized", one)
 
-        pack = self._loop(count, "serial", lambda p: self._loop(inner, "serial", lambda k: fill(p, k)))
+        pack = self._loop(
+            count, "serial", lambda p: self._loop(inner, "serial", lambda k: fill(p, k))
+        )
         self.right = tirx.BufferLoad(room, list(self.right.indices)[1:])
         return tirx.stmt_seq(tirx.AllocBuffer(room), pack, *self._sections(q))
 
@@ -193,6 +193,7 @@ class _Loops:
         full, rest = divmod(self.columns, self.width)
         found = []
         for blocks, tiles in self._blocks():
+
             def panel(f: Any, blocks: Any = blocks, tiles: Any = tiles) -> Any:
                 count = full + (rest > 0)
                 block, p = (f // count, f % count) if blocks != 1 else (0, f)
@@ -235,6 +236,7 @@ class _Loops:
     def _panel(self, q: Any, p: Any, block: Any, tiles: list[Any], width: int) -> Any:
         parts = []
         for begin, stride, count, rows in tiles:
+
             def one(t: Any, begin: Any = begin, stride: Any = stride, rows: int = rows) -> Any:
                 return self._one_tile(q, p, block * stride + t * rows + begin, rows, width)
 
@@ -255,16 +257,14 @@ class _Loops:
             values[self.panel.var] = p
             if q is not None:
                 values[self.batch.var] = q
-            *outer, last = self.right.indices
+            outer = list(self.right.indices)[:-1]
             at = [substitute(index, values) for index in outer]
             run = tirx.BufferLoad(self.right.source, [*at, tirx.Ramp(0, 1, padded)])
             adds = []
             for r, place in enumerate(places):
                 left = substitute(self.left, {**values, self.row.var: first + r})
                 value = tirx.Broadcast(left, lanes) * run
-                adds.append(
-                    tirx.BufferStore(sums, tirx.BufferLoad(sums, [place]) + value, [place])
-                )
+                adds.append(tirx.BufferStore(sums, tirx.BufferLoad(sums, [place]) + value, [place]))
             return tirx.stmt_seq(*adds)
 
         sizes = [axis.dom.extent for axis in self.inner]
@@ -311,13 +311,10 @@ class _Loops:
         copies = [tirx.BufferStore(kept, tirx.BufferLoad(sums, [at]), [at]) for at in places]
         return [tirx.AllocBuffer(kept), *copies, self._loop(rows, "serial", lambda r: row(kept, r))]
 
-
     def _nest(self, sizes: list[Any], body: Callable[..., Any], *outer: Any) -> Any:
         if not sizes:
             return body(*outer)
-        return self._loop(
-            sizes[0], "serial", lambda k: self._nest(sizes[1:], body, *outer, k)
-        )
+        return self._loop(sizes[0], "serial", lambda k: self._nest(sizes[1:], body, *outer, k))
 
     def _loop(self, extent: Any, kind: str, body: Callable[[Any], Any]) -> Any:
         """A loop from zero; without the loop when it would run once."""
