@@ -164,9 +164,10 @@ def page(rows: list[Row]) -> str:
 Every model of the zoo as a Core ML program, computed by `vitlet.runtime.CoreMLExecutor` and
 compared with torch. `python benchmarks/coreml_zoo.py` writes this page and `coreml-zoo.json` from
 what it measured last (torch {torch.__version__}, coremltools {coremltools.__version__}). The
-weights are made up, so that the output follows the input; palettes are evenly spaced. Targets: a cosine over 0.9999
-for fp32 and over 0.999 for fp16, in both modes; for fewer bits over 0.999 with torch on the same
-weights ("stored"). How far those weights are from the model's own is the column "fp32 mode".
+weights are made up, so that the output follows the input; palettes are evenly spaced. Targets: a
+cosine over 0.9999 for fp32 and over 0.999 for fp16, in both modes; for fewer bits over 0.999 with
+torch on the same weights ("stored"). How far those weights are from the model's own is the column
+"fp32 mode".
 "Error" is the largest difference to torch, over the largest output (for fewer bits, on the stored
 weights). {sum(row.reached for row in rows)} of {len(rows)} programs reach their target, and
 {sum(row.repeats for row in rows)} gave the same bits when they were run again.

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -117,13 +117,15 @@ def _find(
     scalars: Sequence[float],
 ) -> tuple[tuple[str, ...], float] | None:
     same = by_size.get(weight.values.size, [])
+    if not np.isfinite(weight.values).all():
+        return _infinite(weight, sources, same)
     # A name that speaks of the tensor is tried first; equal tensors then pair up sensibly.
     for name in sorted(same, key=lambda n: not _alike(n, weight.name)):
         for layout in layouts(sources[name].values, weight.values.shape):
             error = _error(weight, layout)
             if error is not None:
                 return (name,), error
-    if weight.values.ndim == 0 or not np.isfinite(weight.values).all():
+    if weight.values.ndim == 0:
         return None
     rows = weight.values.shape[0]
     for name in same:
@@ -145,6 +147,21 @@ def _find(
                 if error is not None:
                     return (name, other), error
     return _product(weight, sources, same) if weight.values.ndim == 1 else None
+
+
+def _infinite(
+    weight: Weight, sources: Mapping[str, Source], same: Sequence[str]
+) -> tuple[tuple[str, ...], float] | None:
+    """Find the tensor of a weight with infinite values (an attention mask), all in its places."""
+    spared = np.isinf(weight.values)
+    rest = replace(weight, values=np.where(spared, np.float32(0), weight.values))
+    for name in same:
+        for layout in layouts(sources[name].values, weight.values.shape):
+            if np.array_equal(layout[spared], weight.values[spared]):
+                error = _error(rest, np.where(spared, np.float32(0), layout))
+                if error is not None:
+                    return (name,), error
+    return None
 
 
 def _product(
@@ -187,7 +204,8 @@ def _error(weight: Weight, exact: Array) -> float | None:
         if not (np.abs(weight.values.reshape(-1)[spots] - few) <= weight.allowed(few)).all():
             return None
     off = np.abs(weight.values - exact)
-    if not (off <= weight.allowed(exact)).all():
+    # Beside an infinite value any error would be allowed.
+    if not np.isfinite(off).all() or not (off <= weight.allowed(exact)).all():
         return None
     if weight.palette is not None and _rms(off) > _grid_error(exact, weight.palette.size):
         return None

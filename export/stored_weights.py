@@ -103,7 +103,14 @@ def _in_source_layout(weight: Weight, exact: Array, scale: Array | float) -> Arr
     values = weight.values / scale
     places = np.arange(exact.size).reshape(exact.shape)
     pairs = zip(layouts(exact, values.shape), layouts(places, values.shape), strict=True)
-    best = min(pairs, key=lambda pair: float(((pair[0] - values) ** 2).sum()))
+    with np.errstate(invalid="ignore"):  # -inf in an attention mask, less -inf
+        best = min(pairs, key=lambda pair: _distance(pair[0] - values))
     made = np.empty(exact.size, np.float32)
     made[best[1].ravel()] = values.ravel()
     return made.reshape(exact.shape)
+
+
+def _distance(off: Array) -> float:
+    return float(
+        (np.nan_to_num(off, nan=0.0, posinf=1e9, neginf=1e9).astype(np.float64) ** 2).sum()
+    )

@@ -57,3 +57,23 @@ def test_a_program_of_another_model_has_no_such_weights(
     program = read_program(tmp_path / "m.mlpackage")
     with pytest.raises(UnsupportedError, match="is not the source's"):
         run_on_stored_weights(program, trace(other, 1), torch.zeros(1, 3, 32, 32))
+
+
+class _Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(32, 32)
+        self.register_buffer("mask", torch.full((32, 32), -torch.inf).triu(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.project(x) + self.mask).softmax(-1).flatten(2).mean(1)
+
+
+def test_a_program_keeps_a_mask_of_infinities_where_it_is(tmp_path: Path) -> None:
+    model = _Masked().eval()
+    (graph,) = graphs(model, (3, 32, 32))
+    export_coreml(graph, tmp_path / "m.mlpackage", precision="int8")
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    expected = run_on_stored_weights(read_program(tmp_path / "m.mlpackage"), trace(graph, 1), x)
+    (actual,) = CoreMLExecutor(tmp_path / "m.mlpackage").run({"image": x.numpy()}).values()
+    assert np.isfinite(expected).all() and np.abs(actual - expected).max() < 2e-3

@@ -67,7 +67,7 @@ def test_sound_programs_pass(
     loose = {"top1": 0.0} if options["precision"] == "palette4" else None
     result = look(tmp_path, artifact, truth_of(graph, small_spec), tolerance=loose)
     assert result.status == "passed", result.reasons
-    assert result.method == EXECUTED and result.engine.startswith("vitlet's Core ML executor")
+    assert result.method == EXECUTED and result.engine.startswith("coreml ")
     assert result.figures["cosine"] > 0.9 and result.checks
     assert ("cosine_fp32" in result.figures) == (options["precision"] != "fp32")
 
@@ -311,3 +311,15 @@ def test_zeros_stand_for_no_tensor_of_the_source() -> None:
     zeros = Weight("x", np.zeros(16), (0,))
     found = match_weights([zeros], sources, scalars=(1e-12,))
     assert not found.pairs and not found.strange and found.unused == ["w"]
+
+
+def test_an_attention_mask_keeps_its_infinities_in_their_places() -> None:
+    mask = np.triu(np.full((5, 5), -np.inf), 1)
+
+    def strange(stored: np.ndarray, exact: np.ndarray = mask) -> bool:
+        return bool(match_weights([Weight("x", stored, (0,), 0.0, 2**-11)], _source(exact)).strange)
+
+    assert not strange(mask) and not strange(mask.T) and not strange(mask.reshape(1, 5, 5))
+    assert strange(-mask) and strange(np.triu(np.full((5, 5), -np.inf), 2)) and strange(mask + 1)
+    assert strange(np.where(np.isinf(mask), np.float64(-6e4), 0.0))  # finite where it must not be
+    assert strange(np.where(np.isinf(mask), np.nan, 0.0))
