@@ -1,8 +1,8 @@
 """How fast is what vitlet compiles with TVM, beside ONNX Runtime in float32?
 
     python benchmarks/tvm_speed.py [MODEL ...] [--seconds 3] [--threads 2] [--json FILE]
-    python benchmarks/tvm_speed.py deit_tiny --profile 20        where the time goes, kernel by kernel
-    python benchmarks/tvm_speed.py casvit_xs --default           beside TVM's own compile (seconds a call)
+    python benchmarks/tvm_speed.py deit_tiny --profile 20    where the time goes, by kernel
+    python benchmarks/tvm_speed.py casvit_xs --default       beside TVM's own compile (slow)
 
 A model is a name of the zoo, with ":text" behind it for the text encoder. Batch 1, made-up weights,
 no tuning. Both run in one process in turn, on one core unless more threads are asked for, in

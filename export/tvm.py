@@ -72,6 +72,8 @@ def export_tvm(
     step = progress or null_progress
     _check_arguments(batch, precision)
     require("tvm", extra="tvm", why="compile for TVM")
+    from vitlet.export.tvm_weights import laid_out
+
     machine = find_machine(triple, cpu, target=target)
     if extern and not machine.native:
         raise UnsupportedError(
@@ -82,7 +84,7 @@ def export_tvm(
     with step(f"trace {graph.name} for TVM"):
         module = _translate(graph, batch, machine, extern)
     with step(f"compile {graph.name} with TVM for {machine.cpu}"), _quiet():
-        executable = _compile(module, machine)
+        executable, weights = _compile(module, machine)
     fixed = batch if isinstance(batch, int) else "batch"
     inputs, outputs = _sized(graph.inputs, fixed), _sized(graph.outputs, fixed)
     record = make_record(
@@ -97,7 +99,7 @@ def export_tvm(
 
         def collect(_output: str, files: list[str], **_options: Any) -> None:
             names = [Path(file).name for file in files]
-            link(linker, names, Path(folder), path, record)
+            link(linker, names, Path(folder), path, record, laid_out(weights))
 
         try:
             executable.mod.export_library(str(path), fcompile=collect, workspace_dir=folder)
@@ -201,21 +203,23 @@ def _module_path(node: Any) -> str:
     return str(paths[-1]) if paths else "the model itself"
 
 
-def _compile(module: Any, machine: Machine) -> Any:
+def _compile(module: Any, machine: Machine) -> tuple[Any, list[Any]]:
+    """Return TVM's executable, and the weights that it takes as arguments."""
     import tvm
 
     from vitlet.export.tvm_schedule import pipeline, tile_for
 
-    target = machine.target()
+    target, weights = machine.target(), []
     try:
         with tvm.transform.PassContext(opt_level=3):
-            return tvm.compile(
+            executable = tvm.compile(
                 module,
                 target=target,
-                relax_pipeline=pipeline(target, tile_for(machine.cpu_features)),
+                relax_pipeline=pipeline(target, tile_for(machine.cpu_features), weights),
             )
     except Exception as error:
         raise VitletError(f"TVM failed to compile: {_last_line(error)}") from error
+    return executable, weights
 
 
 def _sized(specs: tuple[TensorSpec, ...], batch: int | str) -> tuple[TensorSpec, ...]:

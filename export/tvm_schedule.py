@@ -14,6 +14,7 @@ import importlib.util
 from typing import Any
 
 import tvm
+from numpy.typing import NDArray
 from tvm import relax, tirx
 
 from vitlet.export import tvm_gemm
@@ -21,6 +22,7 @@ from vitlet.export.tvm_gemm import Tile
 from vitlet.export.tvm_layout import channels_last, fold_constants
 from vitlet.export.tvm_legalize import LEGALIZE
 from vitlet.export.tvm_products import lower_products
+from vitlet.export.tvm_weights import lift_weights
 
 RULES = "vitlet.export.tvm_rules"  # schedules of what is no contraction
 
@@ -34,8 +36,15 @@ def tile_for(cpu_features: tuple[str, ...]) -> Tile:
     return Tile(6, 16, 4)  # NEON: 24 of 32 registers of 4
 
 
-def pipeline(target: Any, tile: Tile) -> Any:
-    """Return the passes that lower a Relax module for a CPU target."""
+def pipeline(target: Any, tile: Tile, weights: list[NDArray[Any]]) -> Any:
+    """Return the passes that lower a Relax module for a CPU target.
+
+    Args:
+        target: of TVM.
+        tile: the processor's registers.
+        weights: receives the values of the parameters that the graph's function takes after its
+            inputs.
+    """
 
     @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
     def lower(module: Any, _context: Any) -> Any:
@@ -56,6 +65,7 @@ def pipeline(target: Any, tile: Tile) -> Any:
                     relax.transform.FuseTIR(),
                     relax.transform.DeadCodeElimination(),
                     schedule_module(tile),
+                    lift_weights(weights),
                     relax.transform.RewriteDataflowReshape(),
                     relax.transform.ToNonDataflow(),
                     relax.transform.RemovePurityChecking(),

@@ -2,32 +2,17 @@
 //   classify BUNDLE PICTURE.ppm [THREADS]
 // Prints the three likeliest labels and their probabilities. Needs no Python, no torch and no
 // compiler: only libtvm_ffi and libtvm_runtime.
-#include <tvm/ffi/container/tensor.h>
-#include <tvm/ffi/error.h>
-#include <tvm/ffi/extra/module.h>
-#include <tvm/ffi/function.h>
-
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <iterator>
 #include <numeric>
 
+#include "graph.h"
 #include "image.h"
 #include "json.h"
 
-namespace ffi = tvm::ffi;
-
 namespace {
-
-struct Aligned {  // TVM loads vectors from addresses that are multiples of 64
-  void AllocData(DLTensor* tensor) {
-    tensor->data = std::aligned_alloc(64, (ffi::GetDataSize(*tensor) + 63) / 64 * 64);
-    if (tensor->data == nullptr) throw std::bad_alloc();
-  }
-  void FreeData(DLTensor* tensor) { std::free(tensor->data); }
-};
 
 Json read_manifest(const std::string& bundle) {
   std::ifstream file(bundle + "/manifest.json", std::ios::binary);
@@ -48,32 +33,6 @@ const Json& find_artifact(const Json& manifest) {
   }
   throw std::runtime_error("the bundle has no TVM library for " + triple);
 }
-
-// One compiled graph in TVM's virtual machine.
-class Graph {
- public:
-  Graph(const std::string& path, int threads)
-      : library_(ffi::Module::LoadFromFile(path)),
-        machine_(library_->GetFunction("vm_load_executable").value()().cast<ffi::Module>()) {
-    const int big_cores_first = 1, cpu = 1, pooled_allocator = 2;
-    ffi::Function::GetGlobalRequired("runtime.config_threadpool")(big_cores_first, threads);
-    machine_->GetFunction("vm_initialization").value()(cpu, 0, pooled_allocator);
-  }
-
-  std::vector<float> run(const std::vector<float>& values, const std::vector<int64_t>& shape) {
-    ffi::Tensor input = ffi::Tensor::FromNDAlloc(Aligned{}, ffi::Shape(shape),
-                                                 DLDataType{kDLFloat, 32, 1}, {kDLCPU, 0});
-    if (input.numel() != static_cast<int64_t>(values.size()))
-      throw std::runtime_error("the graph takes pictures of another size than the manifest says");
-    std::memcpy(input.data_ptr(), values.data(), values.size() * sizeof(float));
-    const auto output = machine_->GetFunction("main").value()(input).cast<ffi::Tensor>();
-    const auto* from = static_cast<const float*>(output.data_ptr());
-    return {from, from + output.numel()};
-  }
-
- private:
-  ffi::Module library_, machine_;
-};
 
 int classify(const std::string& bundle, const std::string& picture, int threads) {
   const Json manifest = read_manifest(bundle);
