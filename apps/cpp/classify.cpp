@@ -34,9 +34,24 @@ const Json& find_artifact(const Json& manifest) {
   throw std::runtime_error("the bundle has no TVM library for " + triple);
 }
 
+// The processor may lack what the library was compiled for: better said than died of.
+void check_processor(const Json& artifact) {
+  std::ifstream file("/proc/cpuinfo");
+  std::string line, has;
+  while (has.empty() && std::getline(file, line))
+    if (line.rfind("flags", 0) == 0 || line.rfind("Features", 0) == 0)
+      has = line.substr(line.find(':') + 1) + " ";
+  for (const Json& feature : artifact["details"]["cpu_features"].items)
+    if (!has.empty() && has.find(" " + feature.text + " ") == std::string::npos)
+      throw std::runtime_error(artifact["file"].text + " was compiled for " +
+                               artifact["details"]["cpu"].text + " and uses " + feature.text +
+                               ", which this processor does not have");
+}
+
 int classify(const std::string& bundle, const std::string& picture, int threads) {
   const Json manifest = read_manifest(bundle);
   const Json& artifact = find_artifact(manifest);
+  check_processor(artifact);
   std::vector<int64_t> shape;
   for (const Json& size : artifact["inputs"].items.at(0)["shape"].items)
     shape.push_back(size.text.empty() ? static_cast<int64_t>(size.number) : 1);  // "batch"
