@@ -64,14 +64,14 @@ class Decision:
         kept: in the program's order.
         before: of the program that holds nothing.
         after: of the program that holds `kept`.
-        operations: how many operations could compute in float16.
+        operations: how many operations could compute in float16; 0 if nothing had to be held.
         runs: how often the program was executed on a case to find out.
     """
 
     kept: tuple[Kept, ...]
     before: Figures
     after: Figures
-    operations: int
+    operations: int = 0
     runs: int = 0
 
     @property
@@ -125,11 +125,11 @@ def choose_fp32(
             half = folder / "half.mlpackage"
             export_coreml(source, half, precision="fp16", **settings)
             before = _real(half, usable, feeds, limits, graph.name)
+            if before.passed:
+                return Decision((), before, before)
             exact = folder / "exact.mlpackage"
             export_coreml(source, exact, precision="fp32", **settings)
             trial = Trial(exact, half, usable, feeds, limits)
-            if before.passed:
-                return Decision((), before, before, len(trial.candidates))
             keep = trial.search()
             for attempt in range(_ROUNDS):
                 path = folder / f"{attempt}.mlpackage"

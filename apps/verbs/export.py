@@ -11,6 +11,7 @@ import typer
 from vitlet.apps.options import Json, NoProgress, Quiet, Verbose
 from vitlet.apps.output import Output, columns, mark
 from vitlet.apps.readers.contents import folder_size
+from vitlet.apps.trade import show_trade
 from vitlet.apps.units import percent, seconds, size
 
 if TYPE_CHECKING:
@@ -343,6 +344,8 @@ def show(out: Output, bundle: Bundle) -> None:
         )
     heads = ("artefact", "precision", ">size", ">cosine", ">top-1", "verified")
     out.print(columns(heads, rows))
+    for artifact in bundle.manifest.artifacts:
+        show_trade(out, artifact)
 
 
 def _failed(out: Output, request: Request) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import vitlet
+from vitlet.apps.output import Output
+from vitlet.apps.trade import show_trade
 from vitlet.data.spec import Preprocess
 from vitlet.errors import UnsupportedError, UsageError
 from vitlet.export.cases import read_cases
@@ -23,6 +25,7 @@ from vitlet.export.options import resolve
 from vitlet.export.tolerance import tolerance_for
 from vitlet.export.trace import Graph, graphs
 from vitlet.runtime import CoreMLExecutor
+from vitlet.runtime.manifest import Artifact
 
 SPEC = Preprocess(size=(16, 16), resize_to=16, mean=(0.5,) * 3, std=(0.2, 0.25, 0.3))
 
@@ -98,6 +101,7 @@ def test_no_layer_is_held_in_vain(overflowing: tuple[Graph, Decision], tmp_path:
 def test_holds_nothing_where_float16_is_enough() -> None:
     _, found = decide(1.0)
     assert found.names == () and found.before == found.after and found.before.passed
+    assert found.runs == 0
 
 
 def test_holds_more_for_a_tighter_tolerance_and_each_of_them_is_needed() -> None:
@@ -150,3 +154,20 @@ def test_the_manifest_tells_the_trade(tmp_path: Path) -> None:
     assert facts["asked"] == "auto" and len(facts["kept"]) == 3
     assert facts["after"]["passed"] and not facts["before"]["passed"]
     assert facts["kept"][1]["layer"] == "blocks.1"
+
+
+def test_the_command_line_shows_the_trade(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"cosine": 0.5, "relative": 0.25, "overflows": 3, "megabytes": 1.5, "passed": False}
+    kept = {"layer": "blocks.1", "type": "linear", "name": "linear_3", "largest": 70000.0}
+    facts: dict[str, Any] = {"asked": "auto", "before": figures, "after": figures, "operations": 40}
+
+    def shown(count: int) -> str:
+        details = {"keep_fp32": {**facts, "kept": [kept] * count}}
+        artifact = Artifact("coreml", "model", "m.mlpackage", "fp16", (), (), details=details)
+        with Output(json=False, quiet=False, verbose=False, progress=False) as out:
+            show_trade(out, artifact)
+        return capsys.readouterr().out
+
+    assert "nothing is held in float32" in shown(0)
+    assert "13 of 40 operations are held in float32" in shown(13) and "and 1 more" in shown(13)
+    assert all(text in shown(1) for text in ("blocks.1", "linear_3", "7e+04", "0.5000000", "1.50"))
