@@ -8,7 +8,9 @@ A model is a name of the zoo, with ":text" behind it for the text encoder. Batch
 no tuning. Both run in one process in turn, on one core unless more threads are asked for, in
 milliseconds of that thread's processor time (of the wall's clock for several threads); medians. The
 ratio is the median over rounds of the quotient within a round, so that a disturbance of the machine
-hits both. First each output is held to torch's: a relative error over 1e-4 ends the run.
+hits both; with several threads, TVM on one thread is timed as well. First each output is held to
+torch's: a relative error over 1e-4 ends the run. "memory" is the most that a process of its own has
+resident while it loads the library and runs it, Python included, and how many times the weights.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,7 +37,8 @@ from export_speed import lively
 import vitlet
 from vitlet.export.onnx import export_onnx
 from vitlet.export.trace import Graph, graphs, trace
-from vitlet.export.tvm import export_tvm, find_machine
+from vitlet.export.tvm import export_tvm
+from vitlet.export.tvm_targets import find_machine
 from vitlet.runtime.tvm import TvmEngine
 
 MODELS = (
@@ -43,7 +48,14 @@ MODELS = (
 # Time over ONNX Runtime's that the project aims at, on one thread.
 GOALS = {"deit_tiny": 1.6, "deit_small": 1.6, "mobileclip_s0:text": 1.6}
 GOAL = 2.0
-TVM, ORT, DEFAULT = "TVM", "ORT", "TVM default"
+TVM, ORT, DEFAULT, SINGLE = "TVM", "ORT", "TVM default", "TVM 1 thread"
+RESIDENT = """
+import resource, sys, numpy
+from vitlet.runtime.tvm import TvmEngine
+engine = TvmEngine(sys.argv[1])
+engine.run({spec.name: numpy.zeros(spec.shape, spec.dtype) for spec in engine.inputs})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
 TOLERANCE = 1e-4
 
 
@@ -94,6 +106,12 @@ def profile(engine: TvmEngine, feeds: dict[str, np.ndarray]) -> list[tuple[str, 
     return sorted(rows, key=lambda row: -row[2])
 
 
+def resident(library: Path) -> int:
+    """Bytes that a process has resident at most, which loads a library and runs it once."""
+    command = [sys.executable, "-c", RESIDENT, str(library)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     graph, threads = graph_of(name), arguments.threads
     example = graph.example(1, seed=1)
@@ -111,6 +129,10 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
         ORT: lambda: runner().numpy(),
     }
     ways: Ways = {TVM: lambda: engine.run(feeds), ORT: runner}
+    if threads > 1:
+        single = TvmEngine(folder / "model.tvm.so")
+        answers[SINGLE] = lambda: next(iter(single.run(feeds).values()))
+        ways[SINGLE] = lambda: single.run(feeds)
     if arguments.default:
         answers[DEFAULT] = ways[DEFAULT] = by_default(graph, feeds)
     errors = {}
@@ -131,6 +153,8 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
         "ratio": statistics.median(quotients),
         "compile_s": compiled,
         "error": errors[TVM],
+        "resident_bytes": resident(folder / "model.tvm.so"),
+        "weights_bytes": sum(w.numel() * 4 for w in graph.module.parameters()),
         "rounds": len(quotients),
     }
 
@@ -146,16 +170,20 @@ def main() -> None:
     arguments = parser.parse_args()
     pin(arguments.threads)
     rows = []
-    heads = [TVM, ORT, *([DEFAULT] if arguments.default else [])]
-    print(f"{'ms':<20}" + "".join(f"{head:>12}" for head in heads) + "   TVM/ORT compile  error")
+    heads = [TVM, ORT, *([SINGLE] if arguments.threads > 1 else [])]
+    heads += [DEFAULT] if arguments.default else []
+    names = "".join(f"{head:>13}" for head in heads)
+    print(f"{'ms':<20}{names}   TVM/ORT compile  error          memory")
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             row = measure(name, arguments, Path(folder))
         rows.append(row)
         print(
             f"{name:<20}"
-            + "".join(f"{row['ms'][head]:>12.2f}" for head in heads)
-            + f"{row['ratio']:>10.2f}{row['compile_s']:>6.0f} s{row['error']:>8.0e}",
+            + "".join(f"{row['ms'][head]:>13.2f}" for head in heads)
+            + f"{row['ratio']:>10.2f}{row['compile_s']:>6.0f} s{row['error']:>8.0e}"
+            + f"{row['resident_bytes'] / 1e6:>9.0f} MB"
+            + f"{row['resident_bytes'] / row['weights_bytes']:>5.1f} x",
             flush=True,
         )
     if arguments.json:

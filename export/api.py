@@ -291,7 +291,8 @@ def _artifacts(
                 keep_fp32=names,
             )
             return [replace(made, details={**made.details, **facts})]
-    from vitlet.export.tvm import export_tvm, find_machine
+    from vitlet.export.tvm import export_tvm
+    from vitlet.export.tvm_targets import find_machine
 
     return [
         export_tvm(

@@ -227,7 +227,8 @@ def _check_runs_here(tvm_extern: str, machines: tuple[str | None, ...]) -> None:
     machine = platform.machine().lower()
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
     for name in machines:
-        triple = describe(name).triple if name in MACHINES else name
+        known = name is not None and (name in MACHINES or name.startswith("llvm"))
+        triple = describe(name).triple if known and name else name
         if triple not in (None, f"{machine}-linux-gnu"):
             raise UnsupportedError(
                 f"tvm_extern={tvm_extern!r} calls the C++ kernels of this machine ({machine}): it "

@@ -209,7 +209,8 @@ def _compile(module: Any, machine: Machine) -> tuple[Any, list[Any]]:
 
     from vitlet.export.tvm_schedule import pipeline, tile_for
 
-    target, weights = machine.target(), []
+    target = machine.target()
+    weights: list[Any] = []
     try:
         with tvm.transform.PassContext(opt_level=3):
             executable = tvm.compile(

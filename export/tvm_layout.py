@@ -58,7 +58,7 @@ _FOLDED: dict[str, Callable[..., Any]] = {
 
 
 @mutator
-class _Folder(PyExprMutator):
+class _Folder(PyExprMutator):  # type: ignore[misc]
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)
         rule = _FOLDED.get(str(getattr(call.op, "name", "")))

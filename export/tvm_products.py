@@ -60,7 +60,7 @@ def _sizes(expression: Any) -> list[Any] | None:
 
 
 @mutator
-class _Rewriter(PyExprMutator):
+class _Rewriter(PyExprMutator):  # type: ignore[misc]
     def __init__(self, module: Any, width: int) -> None:
         super().__init__(module)
         self.width = width

@@ -99,9 +99,9 @@ def describe(name: str) -> Description:
     words = shlex.split(name)
     if not words or words[0] != "llvm":
         near = difflib.get_close_matches(name, MACHINES, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose {', '.join(MACHINES)}"
+        hint = f"did you mean {' or '.join(near)}" if near else f"choose {', '.join(MACHINES)}"
         raise UsageError(
-            f'unknown TVM target {name!r}: {hint} Or write "llvm -mtriple=... -mcpu=..."'
+            f'unknown TVM target {name!r}: {hint}, or write "llvm -mtriple=... -mcpu=..."'
         )
     given: dict[str, str] = {}
     for word in words[1:]:

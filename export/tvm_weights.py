@@ -44,7 +44,7 @@ def lift_weights(weights: list[NDArray[Any]]) -> Any:
 
 
 @mutator
-class _Lifter(PyExprMutator):
+class _Lifter(PyExprMutator):  # type: ignore[misc]
     def __init__(self, module: Any, weights: list[NDArray[Any]]) -> None:
         super().__init__(module)
         self.weights = weights

@@ -84,7 +84,6 @@ int main(int count, char** arguments) {
     return 2;
   }
   try {
-    setenv("TVM_BIND_THREADS", "0", 0);  // TVM would pin this thread to the first core
     const int threads = count == 4 ? std::atoi(arguments[3]) : 1;
     if (threads < 1) throw std::runtime_error("THREADS must be a number from 1");
     return classify(arguments[1], arguments[2], threads);

@@ -19,6 +19,9 @@ class Graph {
   Graph(const std::string& path, int threads)
       : library_(tvm::ffi::Module::LoadFromFile(path)),
         machine_(library_->GetFunction("vm_load_executable").value()().cast<tvm::ffi::Module>()) {
+    // TVM would take half the processors at most, and pin this thread to the first one.
+    setenv("TVM_NUM_THREADS", std::to_string(threads).c_str(), 1);
+    setenv("TVM_BIND_THREADS", "0", 0);
     const int big_cores_first = 1, cpu = 1, pooled_allocator = 2;
     tvm::ffi::Function::GetGlobalRequired("runtime.config_threadpool")(big_cores_first, threads);
     machine_->GetFunction("vm_initialization").value()(cpu, 0, pooled_allocator);

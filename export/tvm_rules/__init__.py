@@ -14,7 +14,7 @@ from tvm.s_tir.schedule import ScheduleError
 from vitlet.export.tvm_rules import elementwise, rows, window
 
 if TYPE_CHECKING:
-    from vitlet.export.tvm_schedule import Tile
+    from vitlet.export.tvm_gemm import Tile
 
 _RULES = (rows.schedule, window.schedule, elementwise.schedule)
 

@@ -27,7 +27,7 @@ from vitlet.export.tvm_rules.blocks import (
 from vitlet.export.tvm_rules.vectors import spread, vectorize_last
 
 if TYPE_CHECKING:
-    from vitlet.export.tvm_schedule import Tile
+    from vitlet.export.tvm_gemm import Tile
 
 _BLOCK = 8  # numbers of half a cache line
 _VECTOR = 16

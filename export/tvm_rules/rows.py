@@ -14,7 +14,7 @@ from vitlet.export.tvm_rules.blocks import axes, children, finish, is_plain, is_
 from vitlet.export.tvm_rules.vectors import spread, vectorize_last
 
 if TYPE_CHECKING:
-    from vitlet.export.tvm_schedule import Tile
+    from vitlet.export.tvm_gemm import Tile
 
 _VECTOR = 16
 

@@ -29,7 +29,7 @@ from vitlet.export.tvm_rules.blocks import (
 from vitlet.export.tvm_rules.vectors import spread
 
 if TYPE_CHECKING:
-    from vitlet.export.tvm_schedule import Tile
+    from vitlet.export.tvm_gemm import Tile
 
 _LIGHT = 8  # operations that may be written out for every position of a tile
 _VECTOR = 16  # channels at a time of what is not

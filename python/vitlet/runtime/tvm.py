@@ -237,6 +237,10 @@ class _NoTorch(MetaPathFinder):
 
 def _use_threads(ffi: ModuleType, threads: int) -> None:
     if getattr(_pool, "threads", None) != threads:
+        # A pool is made once for each calling thread, and no larger ever than this says; without it
+        # TVM takes half the processors, or what OpenMP is told.
+        most = max(os.cpu_count() or 1, threads, int(os.environ.get("TVM_NUM_THREADS") or 1))
+        os.environ["TVM_NUM_THREADS"] = str(most)
         big_cores_first = 1
         ffi.get_global_func("runtime.config_threadpool")(big_cores_first, threads)
         _pool.threads = threads
