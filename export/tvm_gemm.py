@@ -255,7 +255,7 @@ class _Loops:
         def step(*ks: Any) -> Any:
             values = {axis.var: k for axis, k in zip(self.inner, ks, strict=True)}
             values[self.panel.var] = p
-            if q is not None:
+            if self.batch is not None:
                 values[self.batch.var] = q
             outer = list(self.right.indices)[:-1]
             at = [substitute(index, values) for index in outer]
@@ -296,12 +296,14 @@ class _Loops:
             return tirx.BufferStore(body.buffer, substitute(body.value, values, load), at)
 
         def row(source: Any, r: Any) -> Any:
-            return tirx.stmt_seq(
-                *[
-                    self._loop(part, "vectorized", lambda i, at=at: write(source, r, at + i))
-                    for at, part in _runs(width, self.tile.lanes)
-                ]
-            )
+            runs = []
+            for at, part in _runs(width, self.tile.lanes):
+
+                def one(i: Any, at: int = at) -> Any:
+                    return write(source, r, at + i)
+
+                runs.append(self._loop(part, "vectorized", one))
+            return tirx.stmt_seq(*runs)
 
         if size(body.value) <= _LIGHT or rows == 1:
             return [row(sums, r) for r in range(rows)]

@@ -117,7 +117,9 @@ def describe(name: str) -> Description:
     features = tuple(part for part in given.get("mattr", "").split(",") if part)
     if any(part[0] not in "+-" for part in features):
         raise UsageError(f"-mattr takes features such as +dotprod, got {given['mattr']!r}")
-    return Description(given.get("mtriple"), given.get("mcpu"), features, cores and int(cores))
+    return Description(
+        given.get("mtriple"), given.get("mcpu"), features, int(cores) if cores else None
+    )
 
 
 def _llvm(

@@ -48,5 +48,5 @@ def mapped_weights(library: ctypes.CDLL) -> list[NDArray[Any]]:
         shape = tuple(read(dimensions))
         size = prod(shape) * bits // 8
         room = (ctypes.c_uint8 * size).from_address(begin + offset)
-        found.append(np.frombuffer(room, f"{KINDS[kind]}{bits // 8}").reshape(shape))
+        found.append(np.frombuffer(memoryview(room), f"{KINDS[kind]}{bits // 8}").reshape(shape))
     return found
