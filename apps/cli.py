@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def build() -> typer.Typer:
     """Return the whole command line; heavy packages are imported when a verb runs."""
-    from vitlet.apps.help import new_app
+    from vitlet.apps.help import add_command, new_app, new_group
     from vitlet.apps.verbs.bench import bench
     from vitlet.apps.verbs.demo import demo
     from vitlet.apps.verbs.doctor import doctor
@@ -23,6 +23,10 @@ def build() -> typer.Typer:
     from vitlet.apps.verbs.info import info
     from vitlet.apps.verbs.inspect import inspect
     from vitlet.apps.verbs.models import models
+    from vitlet.apps.verbs.partition_evaluate import evaluate
+    from vitlet.apps.verbs.partition_export import export as export_plan
+    from vitlet.apps.verbs.partition_plan import plan
+    from vitlet.apps.verbs.partition_train import train
     from vitlet.apps.verbs.predict import predict
     from vitlet.apps.verbs.verify import verify
 
@@ -36,6 +40,12 @@ def build() -> typer.Typer:
     command("bench", "Run and measure")(bench)
     command("predict", "Run and measure")(predict)
     command("demo", "Run and measure")(demo)
+    text = "Split a plain ViT by class over several devices."
+    partition = new_group(app, "partition", "Split over devices", text)
+    add_command(partition, "plan", "In this order")(plan)
+    add_command(partition, "train", "In this order")(train)
+    add_command(partition, "export", "In this order")(export_plan)
+    add_command(partition, "evaluate", "In this order")(evaluate)
     return app
 
 
