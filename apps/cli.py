@@ -22,13 +22,19 @@ def build() -> typer.Typer:
     from vitlet.apps.verbs.export import export
     from vitlet.apps.verbs.info import info
     from vitlet.apps.verbs.inspect import inspect
+    from vitlet.apps.verbs.keys import init, issue, revoke
     from vitlet.apps.verbs.models import models
     from vitlet.apps.verbs.partition_evaluate import evaluate
     from vitlet.apps.verbs.partition_export import export as export_plan
     from vitlet.apps.verbs.partition_plan import plan
+    from vitlet.apps.verbs.partition_simulate import simulate
     from vitlet.apps.verbs.partition_train import train
     from vitlet.apps.verbs.predict import predict
+    from vitlet.apps.verbs.run import run
+    from vitlet.apps.verbs.status import status
+    from vitlet.apps.verbs.top import top
     from vitlet.apps.verbs.verify import verify
+    from vitlet.apps.verbs.worker import worker
 
     app, command = new_app()
     command("models", "Look around")(models)
@@ -46,6 +52,15 @@ def build() -> typer.Typer:
     add_command(partition, "train", "In this order")(train)
     add_command(partition, "export", "In this order")(export_plan)
     add_command(partition, "evaluate", "In this order")(evaluate)
+    add_command(partition, "simulate", "To run it")(simulate)
+    keys = new_group(partition, "keys", "To run it", "Make certificates for a cluster's devices.")
+    add_command(keys, "init", "In this order")(init)
+    add_command(keys, "issue", "In this order")(issue)
+    add_command(keys, "revoke", "In this order")(revoke)
+    command("worker", "Split over devices")(worker)
+    command("run", "Split over devices")(run)
+    command("status", "Split over devices")(status)
+    command("top", "Split over devices")(top)
     return app
 
 

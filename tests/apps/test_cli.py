@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-VERBS = ("models", "info", "doctor", "export", "verify", "inspect", "bench", "predict", "demo",
-         "partition plan", "partition train", "partition export", "partition evaluate")  # fmt: skip
+VERBS = (
+    "models", "info", "doctor", "export", "verify", "inspect", "bench", "predict", "demo",
+    "partition plan", "partition train", "partition export", "partition evaluate",
+    "partition simulate", "worker", "run", "status", "top",
+)  # fmt: skip
 PAGES = ("", "partition", *VERBS)
 HELP = Path(__file__).parent / "help"
 HEAVY = ("torch", "onnx", "onnxruntime", "coremltools", "tvm", "matplotlib", "PIL", "numpy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from cluster_fixtures import *  # noqa: F403 - fixtures
 from torch.nn import functional as F
 
 from vitlet.data.labelled import LabelledImages
