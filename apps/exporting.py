@@ -139,7 +139,8 @@ class Request:
         from vitlet.export.options import resolve
 
         names = ("batch", "precision", "preprocess", "opset", "ios", "palette_mode", "triple",
-                 "tvm_extern", "accelerate", "accelerate_table", "keep_fp32", "xctest")  # fmt: skip
+                 "tvm_target", "tvm_extern", "accelerate", "accelerate_table", "keep_fp32",
+                 "xctest")  # fmt: skip
         resolve(self.to, **{k: v for k, v in self.settings.items() if k in names})
 
     def _check_report(self) -> None:

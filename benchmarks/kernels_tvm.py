@@ -44,11 +44,11 @@ from kernels_mixer import made_up
 from vitlet import _C, ops, reparameterize
 from vitlet.export.onnx import export_onnx
 from vitlet.export.trace import Graph
-from vitlet.export.tvm import find_machine
 from vitlet.export.tvm_ops import additive_token_mixer as mixer
 from vitlet.export.tvm_ops import binary_linear_attention as attention
 from vitlet.export.tvm_ops import shift_linear as linear
 from vitlet.export.tvm_schedule import tile_for
+from vitlet.export.tvm_targets import find_machine
 from vitlet.layers.fused_mixer import FusedMixer
 from vitlet.runtime.manifest import TensorSpec
 from vitlet.runtime.tvm import load_runtime

@@ -55,6 +55,7 @@ def export(
     tvm_extern: str | None = None,
     keep_fp32: str | Sequence[str] | None = None,
     xctest: bool = False,
+    tvm_target: str | Sequence[str] | None = None,
     labels: str | os.PathLike[str] | Sequence[str] | None = None,
     prompts: Sequence[str] | None = None,
     templates: str | Sequence[str] | None = None,
@@ -94,6 +95,8 @@ def export(
             float32; "auto" finds the fewest with which float16 meets the tolerance.
         xctest: add a Swift package to the bundle that runs the Core ML programs on an Apple device
             and compares with the source model; see `vitlet.export.xctest`.
+        tvm_target: machines for TVM by name instead: "raspberry-pi-5", "x86-64-v3", "native", or
+            "llvm -mtriple=... -mcpu=...".
         labels: class names of a classifier: a sequence, or a file with one a line.
         prompts: class names of a CLIP-style model, whose text embeddings go into the bundle.
         templates: prompt templates: a name, or texts with "{}".
@@ -131,6 +134,7 @@ def export(
         tvm_extern=tvm_extern,
         keep_fp32=keep_fp32,
         xctest=xctest,
+        tvm_target=tvm_target,
     )
     limits = parse_tolerance(tolerance) if isinstance(tolerance, str) else tolerance
     require("torch", extra="torch", why="read a model and export it")
@@ -287,19 +291,20 @@ def _artifacts(
                 keep_fp32=names,
             )
             return [replace(made, details={**made.details, **facts})]
-    from vitlet.export.tvm import export_tvm, find_machine
+    from vitlet.export.tvm import export_tvm
+    from vitlet.export.tvm_targets import find_machine
 
     return [
         export_tvm(
             graph,
-            folder / f"{graph.name}.{find_machine(triple, None).triple}.tvm.so",
-            triple=triple,
+            folder / f"{graph.name}.{find_machine(target=machine).name}.tvm.so",
+            target=machine,
             batch=options.batch,
             precision=precision,
             extern=options.tvm_extern is not None,
             progress=step,
         )
-        for triple in options.triples
+        for machine in options.machines
     ]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from vitlet.errors import MissingDependencyError, StorageError, VitletError
 from vitlet.runtime.elf import RECORD_SCHEMA, SECTION
 from vitlet.runtime.manifest import TensorSpec
+from vitlet.runtime.tvm_weights import ALIGNMENT, INDEX_SYMBOL, SYMBOL
 
 _TIMEOUT = 600  # seconds
 
@@ -42,9 +43,14 @@ def find_linker(triple: str, *, native: bool) -> str:
 
 
 def link(
-    linker: str, objects: Sequence[str], folder: Path, output: Path, record: dict[str, Any]
+    linker: str,
+    objects: Sequence[str],
+    folder: Path,
+    output: Path,
+    record: dict[str, Any],
+    weights: tuple[bytes, bytes] = (b"", b""),
 ) -> None:
-    """Link object files into a shared library with a record.
+    """Link object files into a shared library with a record, and with weights.
 
     Args:
         linker: from `find_linker`.
@@ -52,6 +58,7 @@ def link(
         folder: where the linker runs.
         output: the library to write.
         record: what `vitlet.runtime.elf` will read back.
+        weights: their bytes and index, as `vitlet.runtime.tvm_weights` will find them.
 
     Raises:
         VitletError: the linker failed; the message has its last line.
@@ -62,7 +69,14 @@ def link(
     # %progbits is what both the x86 and the ARM assemblers read.
     source = f'.section {SECTION},"",%progbits\n.ascii "{quoted}"\n'
     source += '.section .note.GNU-stack,"",%progbits\n'
-    (folder / "record.s").write_text(source)
+    try:
+        for name, content in zip((SYMBOL, INDEX_SYMBOL), weights, strict=True):
+            (folder / f"{name}.bin").write_bytes(content)
+            source += f'.section .rodata.{name},"a",%progbits\n.balign {ALIGNMENT}\n'
+            source += f'.globl {name}\n{name}:\n.incbin "{name}.bin"\n'
+        (folder / "record.s").write_text(source)
+    except OSError as error:
+        raise StorageError(f"cannot link {output.name}: {error.strerror or error}") from error
     command = [
         linker, "-shared", "-fPIC", "-o", "linked.so", *objects, "record.s",
         "-Wl,--build-id=none,-z,noexecstack,-z,relro,-z,now,--strip-all", "-lm",

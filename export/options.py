@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from vitlet.errors import UnsupportedError, UsageError
 from vitlet.export.accelerate.table import Table, TableSource, read_table
 from vitlet.export.targets import RULES, Batch, check, opset_for, parse_batch, parse_targets
+from vitlet.export.tvm_targets import MACHINES, describe
 from vitlet.runtime.manifest import Target
 
 
@@ -25,7 +27,7 @@ class Options:
         opset: of ONNX files.
         ios: deployment target of Core ML programs.
         palette_mode: how Core ML palettes are found.
-        triples: machines that TVM compiles for; None is this one.
+        machines: that TVM compiles for, by triple or name; None is this one.
         accelerate: "fp32", "bf16" or "int8" where ONNX files call operators of vitlet; or None.
         accelerate_table: times of layers to decide by; None measures them.
         tvm_extern: "vitlet" where TVM libraries call its C++ kernels; None otherwise.
@@ -40,7 +42,7 @@ class Options:
     opset: int
     ios: int
     palette_mode: str
-    triples: tuple[str | None, ...]
+    machines: tuple[str | None, ...]
     accelerate: str | None = None
     accelerate_table: Table | None = None
     tvm_extern: str | None = None
@@ -63,6 +65,7 @@ def resolve(
     tvm_extern: str | None = None,
     keep_fp32: str | Sequence[str] | None = None,
     xctest: bool = False,
+    tvm_target: str | Sequence[str] | None = None,
 ) -> Options:
     """Check the arguments of `vitlet.export` and fill in each target's defaults.
 
@@ -81,6 +84,7 @@ def resolve(
         tvm_extern: "vitlet", for TVM on this machine.
         keep_fp32: "auto", or names (a sequence, or with commas), for Core ML in less than fp32.
         xctest: write a test for Apple devices, of Core ML programs.
+        tvm_target: machines for TVM by name instead: see `vitlet.export.tvm_targets`.
 
     Raises:
         UsageError: an unknown name, or a value that makes no sense.
@@ -102,6 +106,7 @@ def resolve(
         "tvm_extern": tvm_extern,
         "keep_fp32": keep_fp32,
         "xctest": xctest or None,
+        "tvm_target": tvm_target,
     }
     resolved: dict[Target, str] = {t: precisions.get(t, RULES[t].precisions[0]) for t in chosen}
     check(
@@ -134,7 +139,9 @@ def resolve(
         )
     if accelerate_table is not None and accelerate is None:
         raise UsageError("accelerate_table holds times for accelerate: give that too")
-    machines = _triples(triple)
+    if triple is not None and tvm_target is not None:
+        raise UsageError("tvm_target and triple both name machines: give one of them")
+    machines = _triples(triple) if tvm_target is None else _named(tvm_target)
     if tvm_extern is not None:
         _check_runs_here(tvm_extern, machines)
     defaults: dict[Target, str] = {t: RULES[t].preprocess[0] for t in chosen}
@@ -154,7 +161,7 @@ def resolve(
         opset=opset_for(opset),
         ios=16 if ios is None else ios,
         palette_mode=palette_mode or "kmeans",
-        triples=machines,
+        machines=machines,
         accelerate=accelerate,
         accelerate_table=None if accelerate_table is None else read_table(accelerate_table),
         tvm_extern=tvm_extern,
@@ -206,13 +213,24 @@ def _triples(value: str | Sequence[str] | None) -> tuple[str | None, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _check_runs_here(tvm_extern: str, triples: tuple[str | None, ...]) -> None:
-    """Refuse another machine's triple: only this one has the kernels that the library calls."""
+def _named(value: str | Sequence[str]) -> tuple[str | None, ...]:
+    """Read names of machines; features in "llvm ... -mattr=+a,+b" hold commas of their own."""
+    names = re.split(r",(?![+-])", value) if isinstance(value, str) else list(value)
+    found = [name.strip() for name in names]
+    for name in found:
+        describe(name)
+    return tuple(dict.fromkeys(None if name == "native" else name for name in found))
+
+
+def _check_runs_here(tvm_extern: str, machines: tuple[str | None, ...]) -> None:
+    """Refuse another machine: only this one has the kernels that the library calls."""
     machine = platform.machine().lower()
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
-    for triple in triples:
+    for name in machines:
+        known = name is not None and (name in MACHINES or name.startswith("llvm"))
+        triple = describe(name).triple if known and name else name
         if triple not in (None, f"{machine}-linux-gnu"):
             raise UnsupportedError(
                 f"tvm_extern={tvm_extern!r} calls the C++ kernels of this machine ({machine}): it "
-                f"does not go with triple {triple!r}"
+                f"does not go with triple {name!r}"
             )

@@ -79,7 +79,7 @@ RULES: Mapping[Target, TargetRules] = {
         precisions=("fp32",),
         preprocess=("none",),
         batches=("fixed", "dyn"),
-        arguments=("triple", "tvm_extern"),
+        arguments=("triple", "tvm_extern", "tvm_target"),
         values={"tvm_extern": ("vitlet",)},
         extra="tvm",
     ),

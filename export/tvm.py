@@ -11,52 +11,24 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
-import platform
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlet._extras import require
 from vitlet.errors import StorageError, UnsupportedError, UsageError, VitletError
 from vitlet.export.link import find_linker, link, make_record
-from vitlet.runtime.elf import cpu_flags
+from vitlet.export.tvm_targets import Machine, find_machine
 from vitlet.runtime.manifest import Artifact, TensorSpec
 from vitlet.runtime.progress import Progress, null_progress
 
 if TYPE_CHECKING:
     from vitlet.export.trace import Graph
-
-TRIPLES = ("x86_64-linux-gnu", "aarch64-linux-gnu")
-# LLVM's name of an instruction set -> its name in /proc/cpuinfo. Only what code generation
-# can use without being asked to matters for "does it run there".
-_CPUINFO = {
-    "sse3": "pni", "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "popcnt": "popcnt",
-    "avx": "avx", "avx2": "avx2", "fma": "fma", "f16c": "f16c", "bmi": "bmi1", "bmi2": "bmi2",
-    "lzcnt": "abm", "movbe": "movbe", "gfni": "gfni", "avxvnni": "avx_vnni",
-    "avx512f": "avx512f", "avx512cd": "avx512cd", "avx512bw": "avx512bw", "avx512dq": "avx512dq",
-    "avx512vl": "avx512vl", "avx512ifma": "avx512ifma", "avx512vbmi": "avx512vbmi",
-    "avx512vbmi2": "avx512_vbmi2", "avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16",
-    "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq",
-    "avx512fp16": "avx512_fp16",
-    "neon": "asimd", "dotprod": "asimddp", "fullfp16": "asimdhp", "i8mm": "i8mm", "bf16": "bf16",
-    "sve": "sve", "sve2": "sve2", "lse": "atomics",
-}  # fmt: skip
-_X86_LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "x86-64")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What to compile for: the triple, LLVM's processor name, and the features it implies."""
-
-    triple: str
-    cpu: str
-    cpu_features: tuple[str, ...]
-    native: bool
 
 
 def export_tvm(
@@ -65,6 +37,7 @@ def export_tvm(
     *,
     triple: str | None = None,
     cpu: str | None = None,
+    target: str | None = None,
     batch: int | tuple[int, int] | str = 1,
     precision: str = "fp32",
     extern: bool = False,
@@ -79,6 +52,8 @@ def export_tvm(
         cpu: LLVM's processor name, such as "x86-64-v3" or "cortex-a72". By default this very
             processor when compiling for this machine, else the oldest of the triple. A library
             for a newer processor than the one that loads it is refused by name at loading.
+        target: instead of both, a name of `vitlet.export.tvm_targets.MACHINES`, or a string such
+            as "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a55 -mattr=+dotprod".
         batch: a fixed batch size; a session splits and pads to it. "dyn" for any batch.
         precision: "fp32".
         extern: call vitlet's C++ kernels for its operators, instead of compiling loops for them.
@@ -95,9 +70,11 @@ def export_tvm(
     """
     path = Path(path)
     step = progress or null_progress
-    _check_arguments(batch, precision, triple)
+    _check_arguments(batch, precision)
     require("tvm", extra="tvm", why="compile for TVM")
-    machine = find_machine(triple, cpu)
+    from vitlet.export.tvm_weights import laid_out
+
+    machine = find_machine(triple, cpu, target=target)
     if extern and not machine.native:
         raise UnsupportedError(
             f"extern calls kernels of this machine's vitlet: it does not go with {machine.triple}"
@@ -107,7 +84,7 @@ def export_tvm(
     with step(f"trace {graph.name} for TVM"):
         module = _translate(graph, batch, machine, extern)
     with step(f"compile {graph.name} with TVM for {machine.cpu}"), _quiet():
-        executable = _compile(module, machine)
+        executable, weights = _compile(module, machine)
     fixed = batch if isinstance(batch, int) else "batch"
     inputs, outputs = _sized(graph.inputs, fixed), _sized(graph.outputs, fixed)
     record = make_record(
@@ -122,7 +99,7 @@ def export_tvm(
 
         def collect(_output: str, files: list[str], **_options: Any) -> None:
             names = [Path(file).name for file in files]
-            link(linker, names, Path(folder), path, record)
+            link(linker, names, Path(folder), path, record, laid_out(weights))
 
         try:
             executable.mod.export_library(str(path), fcompile=collect, workspace_dir=folder)
@@ -161,48 +138,7 @@ def _check_room(graph: Graph, folder: str) -> None:
         )
 
 
-def find_machine(triple: str | None = None, cpu: str | None = None) -> Machine:
-    """Return what to compile for; see `export_tvm`.
-
-    Raises:
-        UnsupportedError: this machine is none of `TRIPLES`, or LLVM does not know the processor.
-    """
-    from tvm.target import Target, codegen
-
-    names = {"amd64": "x86_64", "arm64": "aarch64"}
-    machine = names.get(platform.machine().lower(), platform.machine().lower())
-    here = f"{machine}-linux-gnu"
-    if triple is None and (platform.system() != "Linux" or here not in TRIPLES):
-        raise UnsupportedError(
-            f"TVM libraries are made for {', '.join(TRIPLES)}; this machine is {machine} "
-            f"{platform.system()}: give one of them as the triple"
-        )
-    triple = triple or here
-    native = triple == here and platform.system() == "Linux"
-
-    def features(name: str) -> tuple[str, ...]:
-        listed = codegen.llvm_get_cpu_features(
-            Target({"kind": "llvm", "mtriple": triple, "mcpu": name})
-        )
-        return tuple(sorted({_CPUINFO[str(f)] for f in listed if str(f) in _CPUINFO}))
-
-    if cpu is None and native:
-        flags = cpu_flags()
-        # A virtual machine may hide instruction sets that the processor's name implies.
-        names_here = [str(codegen.llvm_get_system_cpu())]
-        names_here += list(_X86_LEVELS) if machine == "x86_64" else ["generic"]
-        cpu = next((name for name in names_here if set(features(name)) <= flags), names_here[-1])
-    elif cpu is None:
-        cpu = "x86-64-v2" if triple.startswith("x86_64") else "generic"
-    known = codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", "mtriple": triple}))
-    if cpu not in [str(name) for name in known]:
-        raise UnsupportedError(f"LLVM knows no processor {cpu!r} for {triple}")
-    return Machine(triple, cpu, features(cpu), native)
-
-
-def _check_arguments(
-    batch: int | tuple[int, int] | str, precision: str, triple: str | None
-) -> None:
+def _check_arguments(batch: int | tuple[int, int] | str, precision: str) -> None:
     if precision != "fp32":
         raise UnsupportedError(f"tvm does not take precision {precision!r}: it takes fp32")
     if isinstance(batch, tuple):
@@ -213,8 +149,6 @@ def _check_arguments(
         raise UsageError(f'batch must be a number or "dyn", got {batch!r}')
     if isinstance(batch, int) and batch < 1:
         raise UsageError(f"batch must be at least 1, got {batch}")
-    if triple is not None and triple not in TRIPLES:
-        raise UnsupportedError(f"tvm does not compile for {triple!r}: choose {', '.join(TRIPLES)}")
 
 
 def _translate(graph: Graph, batch: Any, machine: Machine, extern: bool) -> Any:
@@ -269,21 +203,24 @@ def _module_path(node: Any) -> str:
     return str(paths[-1]) if paths else "the model itself"
 
 
-def _compile(module: Any, machine: Machine) -> Any:
+def _compile(module: Any, machine: Machine) -> tuple[Any, list[Any]]:
+    """Return TVM's executable, and the weights that it takes as arguments."""
     import tvm
 
     from vitlet.export.tvm_schedule import pipeline, tile_for
 
-    target = tvm.target.Target({"kind": "llvm", "mtriple": machine.triple, "mcpu": machine.cpu})
+    target = machine.target()
+    weights: list[Any] = []
     try:
         with tvm.transform.PassContext(opt_level=3):
-            return tvm.compile(
+            executable = tvm.compile(
                 module,
                 target=target,
-                relax_pipeline=pipeline(target, tile_for(machine.cpu_features)),
+                relax_pipeline=pipeline(target, tile_for(machine.cpu_features), weights),
             )
     except Exception as error:
         raise VitletError(f"TVM failed to compile: {_last_line(error)}") from error
+    return executable, weights
 
 
 def _sized(specs: tuple[TensorSpec, ...], batch: int | str) -> tuple[TensorSpec, ...]:

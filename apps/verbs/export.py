@@ -152,6 +152,15 @@ def export(
             rich_help_panel=_TARGET,
         ),
     ] = None,
+    tvm_target: Annotated[
+        str | None,
+        typer.Option(
+            "--tvm-target",
+            metavar="M",
+            help='TVM: raspberry-pi-5, raspberry-pi-4, x86-64-v3, x86-64-v4, native, "llvm ...".',
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
     tvm_extern: Annotated[
         str | None,
         typer.Option(
@@ -262,6 +271,7 @@ def export(
                 "keep_fp32": keep_fp32,
                 "xctest": xctest or None,
                 "triple": triple,
+                "tvm_target": tvm_target,
                 "tvm_extern": tvm_extern,
                 "accelerate": accelerate,
                 "accelerate_table": accelerate_table,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tvm import te, tirx
 
 from vitlet.errors import ShapeError
+from vitlet.export.tvm_gemm import Tile
 from vitlet.export.tvm_ops import loops
-from vitlet.export.tvm_schedule import Tile
 
 NAME = "additive_token_mixer"
 LANES = 16

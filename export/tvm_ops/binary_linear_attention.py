@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from vitlet.export.tvm_gemm import Tile
 from vitlet.export.tvm_ops import loops
-from vitlet.export.tvm_schedule import Tile
 
 NAME, PACK_NAME = "binary_linear_attention", "pack_bits"
 LANES, BLOCK, TAPS = 16, 64, 9  # BLOCK: tokens of a column that share a step

@@ -17,10 +17,10 @@ from torch import fx
 from tvm import relax, tirx
 
 from vitlet.errors import UnsupportedError
+from vitlet.export.tvm_gemm import Tile
 from vitlet.export.tvm_ops import additive_token_mixer as mixer
 from vitlet.export.tvm_ops import binary_linear_attention as attention
 from vitlet.export.tvm_ops import shift_linear as linear
-from vitlet.export.tvm_schedule import Tile
 from vitlet.ops import MixerWeights, pack_int8_weight, pack_shift_weight
 from vitlet.ops.additive_token_mixer import MixerGate
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx, topi
 
+from vitlet.export.tvm_gemm import Tile
 from vitlet.export.tvm_ops import loops
-from vitlet.export.tvm_schedule import Tile
 from vitlet.ops import Int8Weight, ShiftWeight
 
 Format = Literal["shift", "wide", "dense"]

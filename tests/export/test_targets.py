@@ -35,7 +35,7 @@ def test_each_target_has_its_own_defaults() -> None:
     options = resolve("all")
     assert options.precision == {"onnx": "fp32", "coreml": "fp16", "tvm": "fp32"}
     assert options.preprocess == {"onnx": "none", "coreml": "image-type", "tvm": "none"}
-    assert (options.opset, options.ios, options.triples) == (20, 16, (None,))
+    assert (options.opset, options.ios, options.machines) == (20, 16, (None,))
 
 
 def test_a_tensor_input_is_what_core_ml_has_for_more_than_one_image() -> None:

@@ -20,7 +20,8 @@ from vitlet.errors import (
     UsageError,
 )
 from vitlet.export.trace import Graph, graphs
-from vitlet.export.tvm import export_tvm, find_machine
+from vitlet.export.tvm import export_tvm
+from vitlet.export.tvm_targets import find_machine
 from vitlet.runtime import elf
 from vitlet.runtime.manifest import Artifact, TensorSpec
 from vitlet.runtime.session import load

@@ -17,6 +17,7 @@ from tvm_modules import Attention, Linears, Mixer, graph_of
 from vitlet.export.trace import graphs
 from vitlet.export.tvm import export_tvm
 
+GRAPH = Path(__file__).parents[2] / "apps" / "cpp"  # where graph.h is
 TRIPLE = "aarch64-linux-gnu"
 LIBRARIES = os.environ.get("VITLET_TVM_AARCH64", "")
 pytestmark = [
@@ -40,7 +41,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runner") / "runner"
     source = Path(__file__).with_name("tvm_runner.cpp")
     subprocess.run(
-        [f"{TRIPLE}-g++", "-std=c++17", f"-I{headers}", str(source), "-o", str(path),
+        [f"{TRIPLE}-g++", "-std=c++17", f"-I{headers}", f"-I{GRAPH}", str(source), "-o", str(path),
          f"-L{LIBRARIES}", "-ltvm_ffi", "-ldl"],
         check=True, timeout=300,
     )  # fmt: skip

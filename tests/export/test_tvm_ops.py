@@ -14,11 +14,11 @@ import pytest
 
 from vitlet import ops
 from vitlet.errors import ShapeError
-from vitlet.export.tvm import find_machine
 from vitlet.export.tvm_ops import additive_token_mixer as mixer
 from vitlet.export.tvm_ops import binary_linear_attention as attention
 from vitlet.export.tvm_ops import shift_linear as linear
 from vitlet.export.tvm_schedule import tile_for
+from vitlet.export.tvm_targets import find_machine
 from vitlet.ops.additive_token_mixer import MixerGate
 
 tvm = pytest.importorskip("tvm")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vitlet.errors import MissingDependencyError, UnsupportedError, UsageError
 from vitlet.runtime.bundle import Bundle
+from vitlet.runtime.elf import cpu_flags
 from vitlet.runtime.engine import Engine
 from vitlet.runtime.manifest import Artifact
 
@@ -120,12 +121,23 @@ def _runs_here(name: str, candidates: list[Artifact]) -> tuple[Exception | None,
                 f"the TVM artefact was compiled for {triples}, this machine is "
                 f"{platform.machine()}: export with --triple for this machine"
             ), artifact
-        artifact = fitting[0]
+        artifact = _best(fitting)
     if importlib.util.find_spec(module) is None:
         return MissingDependencyError(
             f'{name} is needed to run {artifact.file}: pip install "vitlet[{extra}]"'
         ), artifact
     return None, artifact
+
+
+def _best(fitting: list[Artifact]) -> Artifact:
+    """Of libraries for this kind of machine, the one that makes the most of this processor.
+
+    If none can run here, the first: its loading says what is missing.
+    """
+    flags = cpu_flags()
+    needs = {id(a): set(a.details.get("cpu_features", ())) for a in fitting}
+    able = [a for a in fitting if needs[id(a)] <= flags or not flags]
+    return max(able, key=lambda a: len(needs[id(a)])) if able else fitting[0]
 
 
 def _machine(artifact: Artifact) -> str:

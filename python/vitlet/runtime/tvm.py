@@ -7,6 +7,7 @@ and takes 60 ms.
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -35,6 +36,7 @@ from vitlet.runtime.elf import check_runs_here, read_record
 from vitlet.runtime.engine import Arrays, check_feeds
 from vitlet.runtime.manifest import Artifact
 from vitlet.runtime.tvm_extern import register
+from vitlet.runtime.tvm_weights import mapped_weights
 
 ENTRY = "main"  # the function in the library that computes the graph
 _CPU, _POOLED_ALLOCATOR = 1, 2  # of the virtual machine's `vm_initialization`
@@ -77,7 +79,8 @@ class TvmEngine:
         self.version = importlib.metadata.version("apache-tvm")
         self._lock = threading.Lock()
         try:
-            self._library = _open_library(self._ffi, self.path)
+            self._library, weights = _open_library(self._ffi, self.path)
+            self._weights = [self._ffi.from_dlpack(array) for array in weights]
             self._machine = self._library["vm_load_executable"]()
             self._machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
             self._main = self._machine[ENTRY]
@@ -136,7 +139,7 @@ class TvmEngine:
         _use_threads(self._ffi, self.threads)
         tensors = [self._ffi.from_dlpack(_aligned(feeds[spec.name])) for spec in self.inputs]
         try:
-            result = self._main(*tensors)
+            result = self._main(*tensors, *self._weights)
         except Exception as error:
             raise VitletError(f"TVM failed to run {self.path}: {_one_line(error)}") from error
         values = [result] if isinstance(result, self._ffi.Tensor) else list(result)
@@ -164,8 +167,8 @@ def load_runtime() -> ModuleType:
         return ffi
 
 
-def _open_library(ffi: ModuleType, path: Path) -> Any:
-    """Load a library under a name of its own.
+def _open_library(ffi: ModuleType, path: Path) -> tuple[Any, list[NDArray[Any]]]:
+    """Load a library under a name of its own; return it and its weights, which lie in it.
 
     The system's loader remembers libraries by name: after a second export to the same place, in
     the same process, it would hand out the first one.
@@ -174,7 +177,11 @@ def _open_library(ffi: ModuleType, path: Path) -> Any:
         link = Path(folder) / "graph.so"
         link.symlink_to(path.resolve())
         # Not kept alive beyond its engine: a server that loads new versions must not grow.
-        return ffi.load_module(os.fspath(link), keep_module_alive=False)
+        library = ffi.load_module(os.fspath(link), keep_module_alive=False)
+        again = ctypes.CDLL(os.fspath(link))
+        weights = mapped_weights(again)
+        _ctypes.dlclose(again._handle)
+        return library, weights
 
 
 def _import_ffi() -> ModuleType:
@@ -230,6 +237,10 @@ class _NoTorch(MetaPathFinder):
 
 def _use_threads(ffi: ModuleType, threads: int) -> None:
     if getattr(_pool, "threads", None) != threads:
+        # A pool is made once for each calling thread, and no larger ever than this says; without it
+        # TVM takes half the processors, or what OpenMP is told.
+        most = max(os.cpu_count() or 1, threads, int(os.environ.get("TVM_NUM_THREADS") or 1))
+        os.environ["TVM_NUM_THREADS"] = str(most)
         big_cores_first = 1
         ffi.get_global_func("runtime.config_threadpool")(big_cores_first, threads)
         _pool.threads = threads
