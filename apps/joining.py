@@ -151,6 +151,13 @@ def open_transport(joined: Joining, *, coordinator: bool) -> ZenohTransport:
         return ZenohTransport(beside)
 
 
+def advice(others: list[str]) -> str:
+    """Return what to do when no worker was found, where those of other clusters may have been."""
+    if others:
+        return f"there are workers of {', '.join(others)}: give --cluster {others[0]}"
+    return "start `vitlet worker` on each device"
+
+
 def device_name() -> str:
     """Return this machine's name as a device's name."""
     name = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().split(".")[0].lower()).strip("-")

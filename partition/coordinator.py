@@ -30,6 +30,7 @@ from vitlet.partition.identity import Identity
 from vitlet.partition.members import Member, Members
 from vitlet.partition.placer import Placer
 from vitlet.partition.plan import Plan
+from vitlet.partition.survey import other_clusters
 from vitlet.partition.threads import Jobs, ThreadJobs
 from vitlet.partition.topics import Topics, check_name
 from vitlet.partition.transport import Transport
@@ -189,6 +190,10 @@ class Coordinator:
                 yield waiting.pop(0).result()
         for future in waiting:
             yield future.result()
+
+    def other_clusters(self) -> list[str]:
+        """Return the names of other clusters whose workers are on this network."""
+        return other_clusters(self._transport, self.topics)
 
     def status(self) -> dict[str, Any]:
         """Return the cluster as the coordinator sees it, JSON-ready."""

@@ -103,6 +103,19 @@ def survey(transport: Transport, topics: Topics, seconds: float) -> list[dict[st
     return following.workers()
 
 
+def other_clusters(transport: Transport, topics: Topics, seconds: float = 0.3) -> list[str]:
+    """Return the names of other clusters whose workers are here: what a wrong --cluster misses."""
+    found: set[str] = set()
+
+    def on_presence(key: str, is_there: bool) -> None:
+        found.add(key.split("/")[1])
+
+    handle = transport.watch(Topics("*").everybody, on_presence)
+    time.sleep(seconds)
+    handle.close()
+    return sorted(found - {topics.cluster})
+
+
 def _is_report(about: dict[str, Any]) -> bool:
     """Tell whether a report has what a table shows: workers of other versions may differ."""
     try:

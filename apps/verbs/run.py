@@ -148,6 +148,7 @@ def _from_stdin() -> Iterator[Path]:
 
 def _wait(out: Output, coordinator: Coordinator, patience: float) -> None:
     """Wait for the plan's slots; go on with some of them, not with too few."""
+    from vitlet.apps.joining import advice
     from vitlet.apps.units import plural
     from vitlet.errors import DeadlineError
 
@@ -163,9 +164,10 @@ def _wait(out: Output, coordinator: Coordinator, patience: float) -> None:
     missing = ", ".join(str(slot["slot"]) for slot in status["slots"] if not slot["holders"])
     workers = plural(len(status["workers"]), "worker")
     if held < coordinator.policy.min_slots:
+        others = [] if status["workers"] else coordinator.other_clusters()
         raise DeadlineError(
-            f"{held} of {slots} slots have a worker after {patience:g} s ({workers} found): start "
-            "`vitlet worker` on each device, and see `vitlet status`"
+            f"{held} of {slots} slots have a worker after {patience:g} s ({workers} found): "
+            f"{advice(others)}, and see `vitlet status`"
         )
     out.warn(f"slots {missing} have no worker: answers are without them ({workers} found)")
 

@@ -28,10 +28,10 @@ def status(
 ) -> None:
     """Show the workers of a cluster."""
     from vitlet.apps.cluster_table import workers_table
-    from vitlet.apps.joining import joining, open_transport
+    from vitlet.apps.joining import advice, joining, open_transport
     from vitlet.apps.lists import duration
     from vitlet.errors import DeadlineError
-    from vitlet.partition.survey import survey
+    from vitlet.partition.survey import other_clusters, survey
     from vitlet.partition.topics import Topics
 
     with Output(json, quiet, verbose, not no_progress) as out:
@@ -41,6 +41,7 @@ def status(
         try:
             with out.progress("ask the workers"):
                 workers = survey(transport, Topics(joined.cluster), seconds)
+            others = [] if workers else other_clusters(transport, Topics(joined.cluster))
             unreachable = transport.links().unreachable
         finally:
             transport.close()
@@ -50,6 +51,6 @@ def status(
         out.result(result, lambda: out.print(workers_table(workers)) if workers else None)
         if not workers:
             raise DeadlineError(
-                f"no worker of the cluster {joined.cluster} answered within {wait}: start "
-                "`vitlet worker` on each device"
+                f"no worker of the cluster {joined.cluster} answered within {wait}: "
+                f"{advice(others)}"
             )

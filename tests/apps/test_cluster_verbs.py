@@ -122,6 +122,10 @@ def test_images_are_classified_over_workers_and_a_lost_one_is_told(cli, plan, tm
         }  # fmt: skip
         ran = cli(*watch)
         assert "home  3 workers, 0.0 sub-model answers a second" in ran.out and "beta" in ran.out
+        ran = cli("status", "--listen", here, "--cluster", "lab", "--wait", "500ms")
+        assert ran.code == 7 and "there are workers of home: give --cluster home" in ran.err
+        ran = cli("run", plan, good[0], "--listen", here, "--cluster", "lab", "--wait", "500ms")
+        assert ran.code == 7 and "there are workers of home: give --cluster home" in ran.err
         workers.kill("beta")
         short = ("--listen", here, "--deadline", "30s", "--wait", "1s")
         ran = cli("run", plan, good[0], *short)
