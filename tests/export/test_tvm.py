@@ -13,12 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitlet.errors import (
-    CorruptInputError,
-    MissingDependencyError,
-    UnsupportedError,
-    UsageError,
-)
+from vitlet.errors import (CorruptInputError, MissingDependencyError, UnsupportedError,
+                           UsageError)  # fmt: skip
 from vitlet.export.trace import Graph, graphs
 from vitlet.export.tvm import export_tvm
 from vitlet.export.tvm_targets import find_machine
