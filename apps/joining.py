@@ -90,8 +90,11 @@ def joining(
     insecure_lan: bool,
     *,
     coordinator: bool,
+    calls: bool = False,
 ) -> Joining:
     """Return what the options mean: a coordinator listens where workers look for one.
+
+    With `scout` one that stays, and so `calls`, says by UDP where it listens.
 
     Raises:
         UsageError: they contradict each other, or leave this machine without certificates.
@@ -120,7 +123,7 @@ def joining(
         secure = identity is not None
         inside = all(is_loopback(endpoint(c, secure=secure, option="--connect")) for c in connect)
         listen = listen or ([f"{HERE}:0"] if inside else [])
-    beacon = name if scout and coordinator else ""
+    beacon = name if scout and calls else ""
     network = Network(
         tuple(listen), tuple(connect or ()), identity, insecure_lan, scout, beacon
     ).checked()

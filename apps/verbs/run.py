@@ -105,7 +105,9 @@ def run(
         if [bool(images), stdin, http is not None].count(True) != 1:
             raise UsageError("give images, or --stdin to read their paths, or --http: one of them")
         paths = _from_stdin() if stdin else iter(_find(out, images or [], recursive))
-        joined = joining(cluster, listen, connect, keys, scout, insecure_lan, coordinator=True)
+        joined = joining(
+            cluster, listen, connect, keys, scout, insecure_lan, coordinator=True, calls=True
+        )
         if joined.identity is not None and not joined.identity.is_coordinator:
             raise UsageError(
                 f"--keys {keys} are of a worker: a coordinator needs its own "

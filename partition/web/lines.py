@@ -89,6 +89,8 @@ class Lines:
         except Refusal as error:
             await asyncio.gather(*tasks, return_exceptions=True)
             await write(error.to_json())
+        except (asyncio.TimeoutError, OSError):
+            return  # a client that does not read its answers: the connection is closed
         finally:
             for task in tasks:
                 task.cancel()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitlet.data import image as image_module
-from vitlet.data.image import load_image
+from vitlet.data.image import SAFE_FORMATS, decode_image, load_image
 from vitlet.data.photos import demo_photos
 from vitlet.errors import ImageError, MissingDependencyError, ShapeError, UsageError
 
@@ -215,6 +215,27 @@ def test_pictures_too_large_to_be_safe_are_refused(
     monkeypatch.setattr(image_module, "MAX_PIXELS", 100)
     with pytest.raises(ImageError, match="more than 100 pixels"):
         load_image(Image.fromarray(RGB))
+
+
+@pytest.mark.parametrize("kind", SAFE_FORMATS)
+def test_bytes_give_what_their_file_gives(kind: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "a", Image.fromarray(RGB), format=kind)
+    for mode in ("RGB", "L"):
+        np.testing.assert_array_equal(decode_image(path.read_bytes(), mode), load_image(path, mode))
+
+
+@pytest.mark.parametrize("kind", ["tiff", "ppm", "tga", "eps", "pdf"])
+def test_bytes_of_other_formats_are_not_decoded(kind: str) -> None:
+    room = BytesIO()
+    Image.fromarray(RGB).save(room, format=kind)
+    with pytest.raises(ImageError, match="not an image that Pillow can read"):
+        decode_image(room.getvalue())
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a" + bytes(9)])
+def test_bytes_that_are_no_image_are_refused(content: bytes) -> None:
+    with pytest.raises(ImageError, match="what was sent"):
+        decode_image(content)
 
 
 def test_files_need_pillow_and_arrays_do_not(

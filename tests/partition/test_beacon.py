@@ -75,5 +75,10 @@ def test_a_worker_that_looks_around_joins_the_coordinator_that_calls(port, monke
     try:
         found = joining.joining("lab", None, None, None, "lo", True, coordinator=False)
         assert found.network.connect == (f"tcp/{address}",)
+        ask = joining.joining("lab", [address], None, None, "lo", True, coordinator=True)
+        stay = joining.joining(
+            "lab", [address], None, None, "lo", True, coordinator=True, calls=True
+        )
+        assert (ask.network.beacon, stay.network.beacon) == ("", "lab")
     finally:
         transport.close()
