@@ -73,6 +73,29 @@ def test_a_changed_plan_is_exit_code_6(cli, plan, pictures, tmp_path):
     assert cli("run", copy, pictures / "a.png").code == 6
 
 
+def test_a_port_in_use_is_exit_code_2(cli, plan, pictures, here):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        there = f"127.0.0.1:{taken.getsockname()[1]}"
+        ran = cli("run", plan, pictures / "a.png", "--listen", there)
+        assert ran.code == 2 and "is in use" in ran.err and len(ran.err.splitlines()) == 1
+        ran = cli("worker", "--listen", there)
+        assert ran.code == 2 and "is in use" in ran.err
+        ran = cli("run", plan, "--http", there, "--listen", here)
+        assert ran.code == 2 and "choose another port" in ran.err
+
+
+def test_a_plan_of_another_version_is_exit_code_6(cli, plan, pictures, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(plan, tmp_path / "copy.plan")
+    data = json.loads((copy / "plan.json").read_text())
+    (copy / "plan.json").write_text(json.dumps({**data, "schema": 2}))
+    ran = cli("run", copy, pictures / "a.png")
+    assert ran.code == 6 and "has schema 2, this vitlet reads 1" in ran.err
+
+
 def test_senseless_calls_are_exit_code_2(cli, plan, pictures, here):
     assert cli("run", plan).code == 2
     assert cli("run", plan, pictures, "--stdin").code == 2
