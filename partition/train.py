@@ -132,8 +132,7 @@ def train_split(
         settings: budgets and seeds.
         jobs: sub-models that are trained at once, each by one process of one thread.
         ray: address of a Ray cluster that trains them instead; "local" starts one here.
-        progress: told of each epoch as the journal is (with more than one job, of the fusion's
-            only).
+        progress: told of each epoch as the journal is (on Ray, of the fusion's only).
 
     Raises:
         UsageError: classes or widths that do not fit, or data without pictures of some class.
