@@ -122,9 +122,10 @@ def _others(
 ) -> Iterator[Artifact]:
     for target in targets:
         if target == "tvm":
-            from vitlet.export.tvm import export_tvm, find_machine
+            from vitlet.export.tvm import export_tvm
+            from vitlet.export.tvm_targets import find_machine
 
-            name = f"{graph.name}.{find_machine(triple).triple}.tvm.so"
+            name = f"{graph.name}.{find_machine(triple).name}.tvm.so"
             yield export_tvm(graph, folder / name, triple=triple, progress=progress)
         elif target == "coreml":
             from vitlet.export.coreml import export_coreml

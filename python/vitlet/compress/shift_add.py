@@ -160,7 +160,9 @@ def _last_stage(model: nn.Module) -> str | None:
 
 def _width(part: nn.Module) -> int:
     projection = part.get_submodule("q" if isinstance(part, SpatialReductionAttention) else "qkv")
-    return int(projection.weight.shape[1])  # type: ignore[union-attr, arg-type, index]
+    weight = projection.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[1]
 
 
 def _binary(part: nn.Module) -> LinearAngularAttention:
@@ -176,7 +178,7 @@ def _binary(part: nn.Module) -> LinearAngularAttention:
             if parts[0] is not None:
                 getattr(made.qkv, kind).copy_(torch.cat(parts))
             else:
-                made.qkv.bias.zero_()
+                nn.init.zeros_(made.qkv.bias)  # type: ignore[arg-type]
         made.proj.load_state_dict(part.get_submodule("proj").state_dict())
         made.dconv.weight.zero_()
     return made.eval()

@@ -77,7 +77,7 @@ class DeepShiftLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply (..., K)."""
-        bias = self.bias
+        bias: Tensor | None = self.bias
         if self.fixed:
             x, bias = fixed_point(x), None if bias is None else fixed_point(bias)
         return F.linear(x, self.powers(), bias)
