@@ -183,6 +183,7 @@ class Bench:
             self.model, self.data, SPEC, self.classes(strategy, devices, seed),
             [widths or self.widths(devices)] * devices, self.work / name,
             replace(self.settings(seed), ranking=ranking), progress=self.journal,
+            shared=self.work,
         )  # fmt: skip
 
     def judge_split(self, trained: TrainedSplit) -> dict[str, Any]:

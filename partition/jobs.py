@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vitlet.partition.student import Student
 from vitlet.partition.training import file_journal
 
 JOURNAL = "journal.jsonl"
+_LOOK = 0.5  # seconds between looks at what the processes write into their journals
 _lecture: Lecture | None = None  # of a worker process: given once, not with every task
 
 
@@ -37,7 +39,7 @@ def run_jobs(
         jobs: how many at once. With more than one, each is a process of one thread, and gives the
             same weights as one job in a process of one thread does.
         ray: address of a Ray cluster that makes them instead (`vitlet.partition.ray_jobs`).
-        progress: told of each epoch (one job only).
+        progress: told of each epoch (on Ray of none).
 
     Returns:
         The students, in the order of the tasks.
@@ -58,9 +60,15 @@ def run_jobs(
         with ProcessPoolExecutor(
             min(jobs, len(tasks)), context, initializer=_begin, initargs=(lecture,)
         ) as pool:
-            waiting = [pool.submit(_work, task, work / task.name) for task in tasks]
-            for done in as_completed(waiting):
-                done.result()
+            follow = _Follower([work / task.name / JOURNAL for task in tasks], progress)
+            waiting: set[Future[None]] = {
+                pool.submit(_work, task, work / task.name) for task in tasks
+            }
+            while waiting:
+                finished, waiting = wait(waiting, timeout=_LOOK, return_when=FIRST_COMPLETED)
+                follow.look()
+                for done in finished:
+                    done.result()
     students = []
     for task in tasks:  # what the processes finished is read here
         write = file_journal(work / task.name / JOURNAL)
@@ -83,3 +91,26 @@ def _begin(lecture: Lecture) -> None:
 def _work(task: Task, folder: Path) -> None:
     assert _lecture is not None
     make_submodel(_lecture, task, folder, file_journal(folder / JOURNAL))
+
+
+class _Follower:
+    """Tells of the epochs that other processes write into their journals from now on."""
+
+    def __init__(
+        self, journals: Sequence[Path], tell: Callable[[dict[str, Any]], None] | None
+    ) -> None:
+        self.tell = tell
+        self.read = {path: path.stat().st_size if path.is_file() else 0 for path in journals}
+
+    def look(self) -> None:
+        if self.tell is None:
+            return
+        for path, begin in self.read.items():
+            if not path.is_file():
+                continue
+            with path.open("rb") as file:
+                file.seek(begin)
+                whole, newline, _ = file.read().rpartition(b"\n")  # a line may be half written
+            self.read[path] = begin + len(whole) + len(newline)
+            for line in whole.splitlines():
+                self.tell(json.loads(line))

@@ -119,6 +119,7 @@ def train_split(
     jobs: int = 1,
     ray: str | None = None,
     progress: Progress | None = None,
+    shared: Path | None = None,
 ) -> TrainedSplit:
     """Train sub-models of these classes and widths, and their fusion.
 
@@ -132,8 +133,9 @@ def train_split(
         settings: budgets and seeds.
         jobs: sub-models that are trained at once, each by one process of one thread.
         ray: address of a Ray cluster that trains them instead; "local" starts one here.
-        progress: told of each epoch as the journal is (with more than one job, of the fusion's
-            only).
+        progress: told of each epoch as the journal is (on Ray, of the fusion's only).
+        shared: where the full model's answers are kept, for several splits of one model; None
+            keeps them in `work`.
 
     Raises:
         UsageError: classes or widths that do not fit, or data without pictures of some class.
@@ -146,7 +148,7 @@ def train_split(
     _check_classes(dealt, len(widths), data)
     pictures = Pictures(data, preprocess, mirror=settings.mirror)
     allowed, held = hold_out(pictures.labels, settings.held_out, settings.seed)
-    lecture = make_lecture(model, pictures, allowed, work)
+    lecture = make_lecture(model, pictures, allowed, work if shared is None else shared)
     tasks = [
         Task(
             name=f"slot-{i:02d}", classes=part, widths=width, seed=settings.seed,

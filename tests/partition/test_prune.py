@@ -103,7 +103,9 @@ def test_jobs_at_once_give_the_same_weights(
 ) -> None:
     short = replace(task(), short=replace(SHORT, epochs=0), long=SHORT)
     tasks = [replace(short, name=f"slot-{i:02d}", classes=(i,)) for i in range(2)]
-    together = run_jobs(lecture, tasks, tmp_path / "two", jobs=2)
+    told: list[dict[str, Any]] = []
+    together = run_jobs(lecture, tasks, tmp_path / "two", jobs=2, progress=told.append)
+    assert sorted(entry["run"] for entry in told) == ["slot-00 final", "slot-01 final"]
     apart = run_jobs(lecture, tasks, tmp_path / "one")
     assert all(same(a, b) for a, b in zip(together, apart, strict=True))
     assert (tmp_path / "two" / "slot-01" / "journal.jsonl").read_text().count("\n") == 1

@@ -36,7 +36,7 @@ from vitlet.partition.splitting import (
     split,
     train_planned,
 )
-from vitlet.partition.train import Settings
+from vitlet.partition.train import Settings, train_split
 from vitlet.partition.training import Recipe
 from vitlet.partition.widths import Geometry, cost, keep_heads
 from vitlet.partition.work import load_trained, save_full
@@ -236,3 +236,18 @@ def test_a_cluster_needs_ray(
     plan_split(full, data, DEVICES, tmp_path)
     with pytest.raises(MissingDependencyError, match=r'pip install "vitlet\[ray\]"'):
         train_planned(tmp_path, data, settings=SHORT, ray="local")
+
+
+def test_splits_of_one_model_share_its_answers(
+    full: DeiT, data: LabelledImages, tmp_path: Path
+) -> None:
+    none = Recipe(epochs=0)
+    settings = Settings(short=none, long=none, fusion=FusionTask(none), pictures=8)
+    widths, dealt = [keep_heads(Geometry.of(full), 1)] * 2, ((0, 1, 2), (3, 4, 5))
+    for name in ("one", "two"):
+        train_split(
+            full, data, full.info.preprocess, dealt, widths, tmp_path / name, settings,
+            shared=tmp_path,
+        )  # fmt: skip
+    assert len(list(tmp_path.glob("answers-*"))) == 1
+    assert not list(tmp_path.glob("*/answers-*"))
