@@ -15,16 +15,26 @@ if TYPE_CHECKING:
 
 def build() -> typer.Typer:
     """Return the whole command line; heavy packages are imported when a verb runs."""
-    from vitlet.apps.help import new_app
+    from vitlet.apps.help import add_command, new_app, new_group
     from vitlet.apps.verbs.bench import bench
     from vitlet.apps.verbs.demo import demo
     from vitlet.apps.verbs.doctor import doctor
     from vitlet.apps.verbs.export import export
     from vitlet.apps.verbs.info import info
     from vitlet.apps.verbs.inspect import inspect
+    from vitlet.apps.verbs.keys import init, issue, revoke
     from vitlet.apps.verbs.models import models
+    from vitlet.apps.verbs.partition_evaluate import evaluate
+    from vitlet.apps.verbs.partition_export import export as export_plan
+    from vitlet.apps.verbs.partition_plan import plan
+    from vitlet.apps.verbs.partition_simulate import simulate
+    from vitlet.apps.verbs.partition_train import train
     from vitlet.apps.verbs.predict import predict
+    from vitlet.apps.verbs.run import run
+    from vitlet.apps.verbs.status import status
+    from vitlet.apps.verbs.top import top
     from vitlet.apps.verbs.verify import verify
+    from vitlet.apps.verbs.worker import worker
 
     app, command = new_app()
     command("models", "Look around")(models)
@@ -36,6 +46,21 @@ def build() -> typer.Typer:
     command("bench", "Run and measure")(bench)
     command("predict", "Run and measure")(predict)
     command("demo", "Run and measure")(demo)
+    text = "Split a plain ViT by class over several devices."
+    partition = new_group(app, "partition", "Split over devices", text)
+    add_command(partition, "plan", "In this order")(plan)
+    add_command(partition, "train", "In this order")(train)
+    add_command(partition, "export", "In this order")(export_plan)
+    add_command(partition, "evaluate", "In this order")(evaluate)
+    add_command(partition, "simulate", "To run it")(simulate)
+    keys = new_group(partition, "keys", "To run it", "Make certificates for a cluster's devices.")
+    add_command(keys, "init", "In this order")(init)
+    add_command(keys, "issue", "In this order")(issue)
+    add_command(keys, "revoke", "In this order")(revoke)
+    command("worker", "Split over devices")(worker)
+    command("run", "Split over devices")(run)
+    command("status", "Split over devices")(status)
+    command("top", "Split over devices")(top)
     return app
 
 

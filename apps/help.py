@@ -120,11 +120,36 @@ def new_app() -> tuple[typer.Typer, Callable[[str, str], Callable[[Any], Any]]]:
             typer.echo(context.get_help())
 
     def command(name: str, heading: str) -> Callable[[Any], Any]:
-        return app.command(
-            name,
-            cls=HelpCommand,
-            rich_help_panel=heading,
-            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
-        )
+        return add_command(app, name, heading)
 
     return app, command
+
+
+def add_command(app: typer.Typer, name: str, heading: str) -> Callable[[Any], Any]:
+    """Return what adds a verb to a program or group of verbs."""
+    return app.command(
+        name,
+        cls=HelpCommand,
+        rich_help_panel=heading,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    )
+
+
+def new_group(app: typer.Typer, name: str, heading: str, text: str) -> typer.Typer:
+    """Add a verb that has verbs of its own, and return it."""
+    group = typer.Typer(rich_markup_mode=None)
+
+    @group.callback(invoke_without_command=True)
+    def start(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+
+    app.add_typer(
+        group,
+        name=name,
+        cls=HelpGroup,
+        help=text,
+        rich_help_panel=heading,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    )
+    return group

@@ -49,3 +49,17 @@ def duration(text: str, option: str) -> float:
     if value <= 0:
         raise UsageError(f"{option} takes a time such as 10s, 500ms or 2m, got {text!r}")
     return value
+
+
+def byte_size(text: str, option: str) -> int:
+    """Return a size such as "180 MB" or "1.5GiB" in bytes; a bare number is bytes.
+
+    Raises:
+        UsageError: not a size, or none at all.
+    """
+    from vitlet.partition.devices import parse_bytes
+
+    value = parse_bytes(text)
+    if value is None:
+        raise UsageError(f"{option} takes a size such as 180MB or 1.5GiB, got {text!r}")
+    return value

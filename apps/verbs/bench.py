@@ -15,11 +15,14 @@ from vitlet.apps.output import Output, columns
 if TYPE_CHECKING:
     from vitlet.apps.bench_run import Measured
 
+_PROFILE = "Device file"
 _AGREE = 0.999  # cosine below which two engines are said to compute different things
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `vitlet export` made.")],
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="BUNDLE", help="What `vitlet export` made.")
+    ] = None,
     engine: Annotated[
         str | None,
         typer.Option(
@@ -61,6 +64,25 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw it (.png, .svg, .pdf).")
     ] = None,
+    device_profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--device-profile",
+            metavar="FILE",
+            help="Measure this machine, without a bundle, and write its entry into the device "
+            "file of `vitlet partition` (.toml, .json).",
+            rich_help_panel=_PROFILE,
+        ),
+    ] = None,
+    device_name: Annotated[
+        str | None,
+        typer.Option(
+            "--device-name",
+            metavar="NAME",
+            help="Of the entry; by default this machine's.",
+            rich_help_panel=_PROFILE,
+        ),
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -78,6 +100,11 @@ def bench(
     with Output(json, quiet, verbose, not no_progress) as out:
         if iters is not None and duration is not None:
             raise UsageError("--iters and --duration exclude each other: give one")
+        if device_profile is not None:
+            _profile(out, bundle, device_profile, device_name, threads, duration)
+            return
+        if bundle is None or device_name is not None:
+            raise UsageError("bench measures a BUNDLE, or this machine with --device-profile FILE")
         existing(bundle, "the bundle")
         wanted = numbers(percentiles, "--percentiles", low=0, high=100)
         seconds = parse_duration(duration or "2s", "--duration")
@@ -127,6 +154,45 @@ def bench(
             out.log(f"wrote {plot}")
         else:
             out.next(f"vitlet bench {bundle} --plot bench.png")
+
+
+def _profile(
+    out: Output,
+    bundle: Path | None,
+    file: Path,
+    name: str | None,
+    threads: str,
+    duration: str | None,
+) -> None:
+    from vitlet.apps.device_profile import measure, write
+    from vitlet.apps.lists import duration as parse_duration
+    from vitlet.apps.lists import numbers
+    from vitlet.apps.output import facts
+    from vitlet.apps.units import count, milliseconds, size
+    from vitlet.errors import UsageError
+
+    counts = numbers(threads, "--threads", low=1, whole=True)
+    if bundle is not None or len(counts) != 1:
+        raise UsageError("--device-profile measures the machine: no BUNDLE and one thread count")
+    seconds = parse_duration(duration or "3s", "--duration")
+    with out.progress("measure this machine"):
+        device = measure(name, int(counts[0]), seconds)
+    replaced = write(device, file)
+    out.result(
+        {"file": file, "replaced": replaced, "device": device.to_json()},
+        lambda: out.print(
+            facts(
+                [
+                    ("device", device.name),
+                    ("memory", size(device.memory)),
+                    ("speed", f"{count(device.speed)}MAC/s"),
+                    ("overhead", f"{milliseconds(1e3 * device.overhead)} ms"),
+                ]
+            )
+        ),
+    )
+    out.log(f"{'replaced its entry in' if replaced else 'added it to'} {file}")
+    out.next(f"vitlet partition plan MODEL --devices {file} -o WORK --data DATA")
 
 
 def _show(out: Output, results: list[Measured], wanted: list[float]) -> None:

@@ -14,6 +14,7 @@ and leaves with `exit_code`; no traceback.
     │   ├── BundleError               6   a bundle that is changed, incomplete or unsafe
     │   └── ImageError                6   an image that cannot be read
     ├── StorageError (OSError)        1   the disk is full or a folder cannot be written
+    ├── TrainingError               1   a training run that cannot go on: its loss is not finite
     └── DeadlineError (TimeoutError)  7   a deadline passed or a worker was lost
 """
 
@@ -26,6 +27,7 @@ __all__ = [
     "MissingDependencyError",
     "ShapeError",
     "StorageError",
+    "TrainingError",
     "UnsupportedError",
     "UsageError",
     "VerificationError",
@@ -87,6 +89,10 @@ class ImageError(CorruptInputError):
 
 class StorageError(VitletError, OSError):
     """A file or folder could not be written; nothing half-written is left behind."""
+
+
+class TrainingError(VitletError):
+    """A training run that cannot go on; its last good checkpoint is kept."""
 
 
 class DeadlineError(VitletError, TimeoutError):

@@ -9,32 +9,37 @@ from pathlib import Path
 
 import pytest
 
-VERBS = ("models", "info", "doctor", "export", "verify", "inspect", "bench", "predict", "demo")
+VERBS = (
+    "models", "info", "doctor", "export", "verify", "inspect", "bench", "predict", "demo",
+    "partition plan", "partition train", "partition export", "partition evaluate",
+    "partition simulate", "worker", "run", "status", "top",
+)  # fmt: skip
+PAGES = ("", "partition", *VERBS)
 HELP = Path(__file__).parent / "help"
 HEAVY = ("torch", "onnx", "onnxruntime", "coremltools", "tvm", "matplotlib", "PIL", "numpy")
 
 
-@pytest.mark.parametrize("verb", ("", *VERBS))
+@pytest.mark.parametrize("verb", PAGES)
 def test_help_is_as_it_was(cli, verb):
     """`VITLET_UPDATE_HELP=1 pytest tests/apps/test_cli.py` accepts new help pages."""
-    ran = cli(*([verb] if verb else []), "--help")
+    ran = cli(*verb.split(), "--help")
     assert ran.code == 0 and ran.err == ""
-    golden = HELP / f"{verb or 'vitlet'}.txt"
+    golden = HELP / f"{verb.replace(' ', '-') or 'vitlet'}.txt"
     if os.environ.get("VITLET_UPDATE_HELP"):
         golden.write_text(ran.out)
     assert ran.out == golden.read_text()
 
 
-@pytest.mark.parametrize("verb", ("", *VERBS))
+@pytest.mark.parametrize("verb", PAGES)
 def test_help_fits_80_columns_and_cuts_no_sentence(cli, verb):
-    out = cli(*([verb] if verb else []), "--help").out
+    out = cli(*verb.split(), "--help").out
     assert max(map(len, out.splitlines())) <= 80
     assert not [line for line in out.splitlines()[1:] if line.endswith("...")]
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_the_shared_options(cli, verb):
-    out = cli(verb, "--help").out
+    out = cli(*verb.split(), "--help").out
     assert all(option in out for option in ("--json", "--quiet", "--verbose", "--no-progress"))
 
 

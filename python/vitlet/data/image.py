@@ -9,6 +9,7 @@ transparent pixel shows the colour stored under it.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -36,7 +37,10 @@ _BAND_PIXELS = 1 << 17
 _ORIENTATION_TAG = 0x0112
 _CHANNELS: dict[Mode, int] = {"RGB": 3, "L": 1}
 
-__all__ = ["MAX_PIXELS", "ImageLike", "Mode", "load_image"]
+# What is decoded for strangers: no formats that start other programs or hold many pictures.
+SAFE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+
+__all__ = ["MAX_PIXELS", "SAFE_FORMATS", "ImageLike", "Mode", "decode_image", "load_image"]
 
 
 def load_image(image: ImageLike, mode: Mode = "RGB") -> NDArray[np.uint8]:
@@ -71,6 +75,26 @@ def load_image(image: ImageLike, mode: Mode = "RGB") -> NDArray[np.uint8]:
     )
 
 
+def decode_image(content: bytes, mode: Mode = "RGB") -> NDArray[np.uint8]:
+    """Return the picture in the bytes of an image file of one of `SAFE_FORMATS`.
+
+    Args:
+        content: of the file.
+        mode: "RGB", or "L" for grey.
+
+    Returns:
+        uint8 (H, W, 3), or (H, W, 1) for "L".
+
+    Raises:
+        ImageError: it is damaged, is no image, or is too large.
+        MissingDependencyError: Pillow is not installed.
+    """
+    pillow = require("PIL.Image", extra="runtime", why="read image files")
+    if not content:
+        raise ImageError("what was sent is empty (0 bytes)")
+    return _decoded(pillow, io.BytesIO(content), mode, "what was sent", SAFE_FORMATS)
+
+
 def _from_array(array: NDArray[Any], mode: Mode) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
         raise ShapeError(f"an image array must be uint8 (0 to 255), got {array.dtype}")
@@ -103,22 +127,31 @@ def _from_file(path: Path, mode: Mode) -> NDArray[np.uint8]:
     try:
         if path.stat().st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes)")
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from None
+    return _decoded(pillow, path, mode, str(path), None)
+
+
+def _decoded(
+    pillow: Any, source: Any, mode: Mode, name: str, formats: tuple[str, ...] | None
+) -> NDArray[np.uint8]:
+    try:
         with warnings.catch_warnings():
             # Pillow's warnings about odd metadata are no use to somebody who wants the pixels.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
-            with pillow.open(path) as image:
-                return _from_pillow(image, mode, str(path))
+            with pillow.open(source, formats=formats) as image:
+                return _from_pillow(image, mode, name)
     except (pillow.DecompressionBombWarning, pillow.DecompressionBombError):
-        raise ImageError(_too_large(str(path))) from None
+        raise ImageError(_too_large(name)) from None
     except pillow.UnidentifiedImageError:
-        raise ImageError(f"{path} is not an image that Pillow can read") from None
+        raise ImageError(f"{name} is not an image that Pillow can read") from None
     except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise ImageError(f"{name} cannot be read: {error.strerror or error}") from None
     except ImageError:
         raise
     except Exception as error:  # on damaged data Pillow raises nearly anything
-        raise ImageError(f"{path} is damaged: {error}") from None
+        raise ImageError(f"{name} is damaged: {error}") from None
 
 
 def _from_pillow(image: PILImage.Image, mode: Mode, name: str) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ class ModelInfo:
 
     Attributes:
         name: as given to `create_model`.
-        family: "mobileclip", "mobileclip2", "casvit", "deit" or "demo".
+        family: "mobileclip", "mobileclip2", "casvit", "deit", "pvt" or "demo".
         kind: "clip" has `encode_image` and `encode_text`; "classifier" gives (B, classes).
         factory: "module:function" that takes `config` as keywords and returns the module.
         config: the factory's keyword arguments for this name.
@@ -64,6 +64,7 @@ _TABLES = (
     "vitlet.models.tables.mobileclip",
     "vitlet.models.tables.casvit",
     "vitlet.models.tables.deit",
+    "vitlet.models.tables.pvt",
     "vitlet.models.tables.demo",
 )
 

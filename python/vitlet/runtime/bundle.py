@@ -93,7 +93,7 @@ def open_bundle(path: str | os.PathLike[str], *, hashes: bool = True) -> Bundle:
         what = "is a file" if root.exists() else "does not exist"
         raise BundleError(f"{root} {what}: expected a bundle, which is a folder NAME.vitlet")
     root = root.resolve()
-    manifest = Manifest.from_json(_read_manifest(root))
+    manifest = Manifest.from_json(read_json(root, MANIFEST))
     _check_manifest(root, manifest)
     _check_structure(root, manifest)
     bundle = Bundle(root, manifest)
@@ -112,8 +112,26 @@ def safe_name(name: str) -> bool:
     )
 
 
-def _read_manifest(root: Path) -> Any:
-    """Return the parsed manifest; duplicate keys and NaN are refused, as JSON says they should."""
+def read_json(root: Path, name: str) -> Any:
+    """Return what a JSON file in a folder says; see `parse_json`.
+
+    Raises:
+        BundleError: it is not there, is a link, is too large or is damaged.
+    """
+    with _open(root, name) as file:
+        return parse_json(file.read(MANIFEST_LIMIT + 1), str(root / name))
+
+
+def parse_json(text: bytes, name: str) -> Any:
+    """Parse JSON that is not trusted: duplicate keys and NaN are refused, as JSON says they should.
+
+    Args:
+        text: UTF-8.
+        name: of the file, for the message.
+
+    Raises:
+        BundleError: it is too large or damaged.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
@@ -124,16 +142,14 @@ def _read_manifest(root: Path) -> Any:
     def no_constant(text: str) -> Any:
         raise ValueError(f"{text} is not JSON")
 
-    with _open(root, MANIFEST) as file:
-        text = file.read(MANIFEST_LIMIT + 1)
     if len(text) > MANIFEST_LIMIT:
-        raise BundleError(f"{root / MANIFEST} is larger than {MANIFEST_LIMIT} bytes: refused")
+        raise BundleError(f"{name} is larger than {MANIFEST_LIMIT} bytes: refused")
     try:
         return json.loads(
             text.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant
         )
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{root / MANIFEST} is damaged: {error}") from None
+        raise BundleError(f"{name} is damaged: {error}") from None
 
 
 def _check_manifest(root: Path, manifest: Manifest) -> None:
