@@ -140,7 +140,7 @@ class Request:
 
         names = ("batch", "precision", "preprocess", "opset", "ios", "palette_mode", "triple",
                  "tvm_target", "tvm_extern", "accelerate", "accelerate_table", "keep_fp32",
-                 "xctest")  # fmt: skip
+                 "xctest", "tvm_tune", "tvm_tune_minutes", "tvm_records")  # fmt: skip
         resolve(self.to, **{k: v for k, v in self.settings.items() if k in names})
 
     def _check_report(self) -> None:

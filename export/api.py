@@ -56,6 +56,9 @@ def export(
     keep_fp32: str | Sequence[str] | None = None,
     xctest: bool = False,
     tvm_target: str | Sequence[str] | None = None,
+    tvm_tune: int | None = None,
+    tvm_tune_minutes: float | None = None,
+    tvm_records: str | os.PathLike[str] | None = None,
     labels: str | os.PathLike[str] | Sequence[str] | None = None,
     prompts: Sequence[str] | None = None,
     templates: str | Sequence[str] | None = None,
@@ -97,6 +100,11 @@ def export(
             and compares with the source model; see `vitlet.export.xctest`.
         tvm_target: machines for TVM by name instead: "raspberry-pi-5", "x86-64-v3", "native", or
             "llvm -mtriple=... -mcpu=...".
+        tvm_tune: schedules that TVM measures for each kernel on this machine, to keep what is
+            faster than vitlet's own.
+        tvm_tune_minutes: after which no more is tried; 30 by default.
+        tvm_records: folder of what was measured, where the next export goes on; in the user's
+            cache by default.
         labels: class names of a classifier: a sequence, or a file with one a line.
         prompts: class names of a CLIP-style model, whose text embeddings go into the bundle.
         templates: prompt templates: a name, or texts with "{}".
@@ -135,6 +143,9 @@ def export(
         keep_fp32=keep_fp32,
         xctest=xctest,
         tvm_target=tvm_target,
+        tvm_tune=tvm_tune,
+        tvm_tune_minutes=tvm_tune_minutes,
+        tvm_records=tvm_records,
     )
     limits = parse_tolerance(tolerance) if isinstance(tolerance, str) else tolerance
     require("torch", extra="torch", why="read a model and export it")
@@ -302,6 +313,7 @@ def _artifacts(
             batch=options.batch,
             precision=precision,
             extern=options.tvm_extern is not None,
+            tuning=options.tuning,
             progress=step,
         )
         for machine in options.machines

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vitlet.errors import UnsupportedError, UsageError
 from vitlet.export.accelerate.table import Table, TableSource, read_table
 from vitlet.export.targets import RULES, Batch, check, opset_for, parse_batch, parse_targets
 from vitlet.export.tvm_targets import MACHINES, describe
+from vitlet.runtime.accelerate import cache_folder
 from vitlet.runtime.manifest import Target
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How much to try.
+
+    Attributes:
+        trials: schedules to measure for each kernel.
+        minutes: after which no more is tried; what was found so far counts.
+        records: folder of what was measured, here and before; a processor's in one of its name.
+    """
+
+    trials: int
+    minutes: float
+    records: Path
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise UsageError(f"tvm_tune must be at least 1 trial, got {self.trials}")
+        if not self.minutes > 0:
+            raise UsageError(f"tvm_tune_minutes must be more than 0, got {self.minutes}")
 
 
 @dataclass(frozen=True)
@@ -33,6 +57,7 @@ class Options:
         tvm_extern: "vitlet" where TVM libraries call its C++ kernels; None otherwise.
         keep_fp32: "auto", or names of layers and operations that Core ML programs hold in float32.
         xctest: write a test for Apple devices, of Core ML programs.
+        tuning: of TVM libraries; None for none.
     """
 
     targets: tuple[Target, ...]
@@ -48,6 +73,7 @@ class Options:
     tvm_extern: str | None = None
     keep_fp32: str | tuple[str, ...] = ()
     xctest: bool = False
+    tuning: Tuning | None = None
 
 
 def resolve(
@@ -66,6 +92,9 @@ def resolve(
     keep_fp32: str | Sequence[str] | None = None,
     xctest: bool = False,
     tvm_target: str | Sequence[str] | None = None,
+    tvm_tune: int | None = None,
+    tvm_tune_minutes: float | None = None,
+    tvm_records: str | os.PathLike[str] | None = None,
 ) -> Options:
     """Check the arguments of `vitlet.export` and fill in each target's defaults.
 
@@ -85,6 +114,9 @@ def resolve(
         keep_fp32: "auto", or names (a sequence, or with commas), for Core ML in less than fp32.
         xctest: write a test for Apple devices, of Core ML programs.
         tvm_target: machines for TVM by name instead: see `vitlet.export.tvm_targets`.
+        tvm_tune: schedules that TVM measures for each kernel, on this machine.
+        tvm_tune_minutes: after which no more is tried; 30 by default.
+        tvm_records: folder of what was measured; in the user's cache by default.
 
     Raises:
         UsageError: an unknown name, or a value that makes no sense.
@@ -107,6 +139,9 @@ def resolve(
         "keep_fp32": keep_fp32,
         "xctest": xctest or None,
         "tvm_target": tvm_target,
+        "tvm_tune": tvm_tune,
+        "tvm_tune_minutes": tvm_tune_minutes,
+        "tvm_records": tvm_records,
     }
     resolved: dict[Target, str] = {t: precisions.get(t, RULES[t].precisions[0]) for t in chosen}
     check(
@@ -143,7 +178,16 @@ def resolve(
         raise UsageError("tvm_target and triple both name machines: give one of them")
     machines = _triples(triple) if tvm_target is None else _named(tvm_target)
     if tvm_extern is not None:
-        _check_runs_here(tvm_extern, machines)
+        what = f"tvm_extern={tvm_extern!r} calls the C++ kernels of this machine"
+        _check_runs_here(what, machines)
+    tuning = None
+    if tvm_tune is not None:
+        minutes = 30.0 if tvm_tune_minutes is None else tvm_tune_minutes
+        records = cache_folder() / "tvm" if tvm_records is None else Path(tvm_records)
+        tuning = Tuning(tvm_tune, minutes, records)
+        _check_runs_here("tvm_tune measures on this machine", machines)
+    elif tvm_tune_minutes is not None or tvm_records is not None:
+        raise UsageError("tvm_tune_minutes and tvm_records are for tvm_tune: give that too")
     defaults: dict[Target, str] = {t: RULES[t].preprocess[0] for t in chosen}
     # An image input takes one picture; asked for more, a tensor input is what Core ML has.
     if "coreml" in defaults and size != 1:
@@ -167,6 +211,7 @@ def resolve(
         tvm_extern=tvm_extern,
         keep_fp32=_kept(keep_fp32),
         xctest=xctest,
+        tuning=tuning,
     )
 
 
@@ -222,15 +267,12 @@ def _named(value: str | Sequence[str]) -> tuple[str | None, ...]:
     return tuple(dict.fromkeys(None if name == "native" else name for name in found))
 
 
-def _check_runs_here(tvm_extern: str, machines: tuple[str | None, ...]) -> None:
-    """Refuse another machine: only this one has the kernels that the library calls."""
+def _check_runs_here(what: str, machines: tuple[str | None, ...]) -> None:
+    """Refuse another machine, for what is done on this one."""
     machine = platform.machine().lower()
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
     for name in machines:
         known = name is not None and (name in MACHINES or name.startswith("llvm"))
         triple = describe(name).triple if known and name else name
         if triple not in (None, f"{machine}-linux-gnu"):
-            raise UnsupportedError(
-                f"tvm_extern={tvm_extern!r} calls the C++ kernels of this machine ({machine}): it "
-                f"does not go with triple {name!r}"
-            )
+            raise UnsupportedError(f"{what} ({machine}): it does not go with triple {name!r}")

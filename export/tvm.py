@@ -24,10 +24,12 @@ from vitlet._extras import require
 from vitlet.errors import StorageError, UnsupportedError, UsageError, VitletError
 from vitlet.export.link import find_linker, link, make_record
 from vitlet.export.tvm_targets import Machine, find_machine
+from vitlet.runtime.elf import cpu_flags
 from vitlet.runtime.manifest import Artifact, TensorSpec
 from vitlet.runtime.progress import Progress, null_progress
 
 if TYPE_CHECKING:
+    from vitlet.export.options import Tuning
     from vitlet.export.trace import Graph
 
 
@@ -41,6 +43,7 @@ def export_tvm(
     batch: int | tuple[int, int] | str = 1,
     precision: str = "fp32",
     extern: bool = False,
+    tuning: Tuning | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a graph into one shared library.
@@ -58,6 +61,8 @@ def export_tvm(
         precision: "fp32".
         extern: call vitlet's C++ kernels for its operators, instead of compiling loops for them.
             The library then runs under `vitlet.runtime` only, and not on another triple.
+        tuning: try other loops on this machine, and keep what is faster; see
+            `vitlet.export.tvm_tuning`.
         progress: told of each step.
 
     Returns:
@@ -79,12 +84,17 @@ def export_tvm(
         raise UnsupportedError(
             f"extern calls kernels of this machine's vitlet: it does not go with {machine.triple}"
         )
+    flags = cpu_flags()
+    if tuning is not None and not (machine.native and set(machine.cpu_features) <= flags):
+        raise UnsupportedError(
+            f"tuning measures on this machine: it does not go with {machine.name}"
+        )
     linker = find_linker(machine.triple, native=machine.native)
 
     with step(f"trace {graph.name} for TVM"):
         module = _translate(graph, batch, machine, extern)
     with step(f"compile {graph.name} with TVM for {machine.cpu}"), _quiet():
-        executable, weights = _compile(module, machine)
+        executable, weights = _compile(module, machine, tuning, step)
     fixed = batch if isinstance(batch, int) else "batch"
     inputs, outputs = _sized(graph.inputs, fixed), _sized(graph.outputs, fixed)
     record = make_record(
@@ -122,6 +132,7 @@ def export_tvm(
             "cpu_features": list(machine.cpu_features),
             "linker": Path(linker).name,
             **({"extern": "vitlet"} if extern else {}),
+            **({"tuned_trials": tuning.trials} if tuning is not None else {}),
         },
     )
 
@@ -203,21 +214,34 @@ def _module_path(node: Any) -> str:
     return str(paths[-1]) if paths else "the model itself"
 
 
-def _compile(module: Any, machine: Machine) -> tuple[Any, list[Any]]:
+def _compile(
+    module: Any, machine: Machine, tuning: Tuning | None, progress: Progress
+) -> tuple[Any, list[Any]]:
     """Return TVM's executable, and the weights that it takes as arguments."""
     import tvm
 
+    from vitlet.export import tvm_tuning
     from vitlet.export.tvm_schedule import pipeline, tile_for
 
-    target = machine.target()
+    target, tile = machine.target(), tile_for(machine.cpu_features)
     weights: list[Any] = []
+
+    def tune(functions: dict[str, Any]) -> dict[str, Any]:
+        if tuning is None:
+            return {}
+        # A count of cores is what MetaSchedule shares loops by; times are taken on one.
+        options = {"num-cores": os.cpu_count() or 1, **machine.options()}
+        return tvm_tuning.tune(functions, options, tile, tuning, progress)
+
     try:
         with tvm.transform.PassContext(opt_level=3):
             executable = tvm.compile(
                 module,
                 target=target,
-                relax_pipeline=pipeline(target, tile_for(machine.cpu_features), weights),
+                relax_pipeline=pipeline(target, tile, weights, tune),
             )
+    except VitletError:
+        raise
     except Exception as error:
         raise VitletError(f"TVM failed to compile: {_last_line(error)}") from error
     return executable, weights

@@ -9,22 +9,21 @@ of rows of `a` (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multi
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tvm
 from numpy.typing import NDArray
 from tvm import relax, tirx
 
-from vitlet.export import tvm_gemm
+from vitlet.export import tvm_gemm, tvm_rules
 from vitlet.export.tvm_gemm import Tile
 from vitlet.export.tvm_layout import channels_last, fold_constants
 from vitlet.export.tvm_legalize import LEGALIZE
 from vitlet.export.tvm_products import lower_products
 from vitlet.export.tvm_weights import lift_weights
 
-RULES = "vitlet.export.tvm_rules"  # schedules of what is no contraction
+Tune = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 def tile_for(cpu_features: tuple[str, ...]) -> Tile:
@@ -36,7 +35,7 @@ def tile_for(cpu_features: tuple[str, ...]) -> Tile:
     return Tile(6, 16, 4)  # NEON: 24 of 32 registers of 4
 
 
-def pipeline(target: Any, tile: Tile, weights: list[NDArray[Any]]) -> Any:
+def pipeline(target: Any, tile: Tile, weights: list[NDArray[Any]], tune: Tune | None = None) -> Any:
     """Return the passes that lower a Relax module for a CPU target.
 
     Args:
@@ -44,6 +43,7 @@ def pipeline(target: Any, tile: Tile, weights: list[NDArray[Any]]) -> Any:
         tile: the processor's registers.
         weights: receives the values of the parameters that the graph's function takes after its
             inputs.
+        tune: returns better loops than the rules' for some of the kernels it is given, by name.
     """
 
     @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
@@ -64,7 +64,7 @@ def pipeline(target: Any, tile: Tile, weights: list[NDArray[Any]]) -> Any:
                     relax.transform.FuseOps(),
                     relax.transform.FuseTIR(),
                     relax.transform.DeadCodeElimination(),
-                    schedule_module(tile),
+                    schedule_module(tile, tune),
                     lift_weights(weights),
                     relax.transform.RewriteDataflowReshape(),
                     relax.transform.ToNonDataflow(),
@@ -83,21 +83,28 @@ def pipeline(target: Any, tile: Tile, weights: list[NDArray[Any]]) -> Any:
     return lower
 
 
-def schedule_module(tile: Tile) -> Any:
+def schedule_module(tile: Tile, tune: Tune | None = None) -> Any:
     """Return a pass that schedules every function of a module that is not scheduled yet.
 
     Contractions here; everything else by `vitlet.export.tvm_rules.schedule`, which returns None for
     what it leaves as it is. Feature maps come to both in the layout of the graph: see `pipeline`.
     """
-    rules = importlib.import_module(RULES) if importlib.util.find_spec(RULES) else None
 
     @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
     def apply(module: Any, _context: Any) -> Any:
-        for name, function in module.functions.items():
-            if isinstance(function, tirx.PrimFunc) and not _is_scheduled(function):
+        plain = {
+            name: function
+            for name, function in module.functions.items()
+            if isinstance(function, tirx.PrimFunc) and not _is_scheduled(function)
+        }
+        better = tune({str(v.name_hint): f for v, f in plain.items()}) if tune else {}
+        for name, function in plain.items():
+            if str(name.name_hint) in better:
+                module[name] = better[str(name.name_hint)]
+            else:
                 scheduled = tvm_gemm.schedule(function, tile)
-                if scheduled is None and rules is not None:
-                    scheduled = rules.schedule(function, tile)
+                if scheduled is None:
+                    scheduled = tvm_rules.schedule(function, tile)
                 if scheduled is not None:
                     module[name] = scheduled
         return module

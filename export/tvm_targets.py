@@ -85,7 +85,11 @@ class Machine:
         """Return TVM's own description."""
         from tvm.target import Target
 
-        return Target(_llvm(self.triple, self.cpu, self.features, self.cores))
+        return Target(self.options())
+
+    def options(self) -> dict[str, Any]:
+        """Return what TVM's description is made from."""
+        return _llvm(self.triple, self.cpu, self.features, self.cores)
 
 
 def describe(name: str) -> Description:

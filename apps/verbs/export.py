@@ -161,6 +161,33 @@ def export(
             rich_help_panel=_TARGET,
         ),
     ] = None,
+    tvm_tune: Annotated[
+        int | None,
+        typer.Option(
+            "--tvm-tune",
+            metavar="TRIALS",
+            help="TVM: schedules to measure here for each kernel; keeps what is faster.",
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
+    tvm_tune_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--tvm-tune-minutes",
+            metavar="M",
+            help="TVM: the time for that; 30 by default.",
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
+    tvm_records: Annotated[
+        Path | None,
+        typer.Option(
+            "--tvm-records",
+            metavar="DIR",
+            help="TVM: what was measured, to go on from; by default in the user's cache.",
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
     tvm_extern: Annotated[
         str | None,
         typer.Option(
@@ -273,6 +300,9 @@ def export(
                 "triple": triple,
                 "tvm_target": tvm_target,
                 "tvm_extern": tvm_extern,
+                "tvm_tune": tvm_tune,
+                "tvm_tune_minutes": tvm_tune_minutes,
+                "tvm_records": tvm_records,
                 "accelerate": accelerate,
                 "accelerate_table": accelerate_table,
                 "labels": labels,

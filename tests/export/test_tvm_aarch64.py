@@ -48,13 +48,15 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["small_vit", "small_conv"])
+@pytest.mark.parametrize(
+    ("name", "target"), [("small_vit", TRIPLE), ("small_conv", "raspberry-pi-5")]
+)
 def test_a_board_computes_the_model(
-    name: str, runner: Path, tmp_path: Path, request: pytest.FixtureRequest
+    name: str, target: str, runner: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     model: nn.Module = request.getfixturevalue(name)
     (graph,) = graphs(model, (3, 32, 32))
-    export_tvm(graph, tmp_path / "m.tvm.so", triple=TRIPLE, batch=2)
+    export_tvm(graph, tmp_path / "m.tvm.so", target=target, batch=2)
     (x,) = graph.example(2)
     run(runner, x, tmp_path)
     compare(model, x, tmp_path)

@@ -70,7 +70,7 @@ _warned: set[str] = set()
 
 @functools.cache
 def _problem(library: Path, isa: str) -> str:
-    remembered = _cache_folder() / "accelerate.json"
+    remembered = cache_folder() / "accelerate.json"
     key = _key(library, isa)
     try:
         if json.loads(remembered.read_text(encoding="utf-8")).get("passed") == key:
@@ -124,7 +124,8 @@ def _try_out(library: Path) -> str:
     return f"their test failed: {last[:200]}"
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Return where vitlet keeps what it can make again."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     if given:
         return Path(given) / "vitlet"
