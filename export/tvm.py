@@ -24,6 +24,7 @@ from vitlet._extras import require
 from vitlet.errors import StorageError, UnsupportedError, UsageError, VitletError
 from vitlet.export.link import find_linker, link, make_record
 from vitlet.export.tvm_targets import Machine, find_machine
+from vitlet.layers.spelled_out import rounds_tokens
 from vitlet.runtime.manifest import Artifact, TensorSpec
 from vitlet.runtime.progress import Progress, null_progress
 
@@ -122,6 +123,7 @@ def export_tvm(
             "cpu_features": list(machine.cpu_features),
             "linker": Path(linker).name,
             **({"extern": "vitlet"} if extern else {}),
+            **({"arithmetic": "int8"} if rounds_tokens(graph.module) else {}),
         },
     )
 

@@ -129,11 +129,11 @@ def profile(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Profile:
     return Profile(tuple(counter.costs.values()))
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Charges every operator to the innermost module that is running."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.costs: dict[str, LayerCost] = {}
         self._running = [""]
 
