@@ -25,6 +25,7 @@ from vitlet.export.coreml_half import HalfSelector
 from vitlet.export.coreml_package import finish_package
 from vitlet.export.targets import Batch, batch_range
 from vitlet.export.trace import Graph, UnitEmbedding, trace
+from vitlet.layers.spelled_out import rounds_tokens, spell_out
 from vitlet.runtime.coreml.quiet import quiet_coremltools
 from vitlet.runtime.manifest import Artifact, TensorSpec
 
@@ -103,7 +104,8 @@ def export_coreml(
             f"Core ML image inputs take one picture at a time, batch {batch!r} was asked for: use "
             'batch 1, or preprocess="none" for a tensor input'
         )
-    source, outputs = _wrapped(graph, preprocess, labels)
+    plain = replace(graph, module=spell_out(graph.module))
+    source, outputs = _wrapped(plain, preprocess, labels)
     with quiet_coremltools():
         program = trace(source, batch).run_decompositions({})
         _check_operators(ct, program, graph.name)
@@ -137,6 +139,7 @@ def export_coreml(
             "specification": int(model.get_spec().specificationVersion),
             "batch": list(batch) if isinstance(batch, tuple) else batch,
             "class_labels": labels is not None,
+            **({"arithmetic": "int8"} if rounds_tokens(graph.module) else {}),
             **compressed,
             **({"keep_fp32": list(keep_fp32)} if keep_fp32 else {}),
         },

@@ -27,6 +27,7 @@ from vitlet.export.options import Options
 from vitlet.export.targets import Batch, batch_range
 from vitlet.export.tolerance import Tolerance, tolerance_for
 from vitlet.export.trace import Graph, trace
+from vitlet.layers.spelled_out import spell_out
 from vitlet.runtime.coreml import CoreMLExecutor
 from vitlet.runtime.coreml.quiet import quiet_coremltools
 from vitlet.runtime.progress import Progress, null_progress
@@ -115,6 +116,7 @@ def choose_fp32(
     """
     step = progress or null_progress
     usable = [case for case in cases if case.is_pixels or not picture]
+    graph = replace(graph, module=spell_out(graph.module))
     source = for_pictures(graph, preprocess) if picture and preprocess is not None else graph
     divided = source is not graph
     feeds = [_feed(case, preprocess, divided, batch_range(batch)[0]) for case in usable]

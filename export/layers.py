@@ -25,6 +25,7 @@ from vitlet.export.result import ArtifactResult, LayerRow
 from vitlet.export.trace import trace
 from vitlet.export.traces import artifact_steps
 from vitlet.layers.fused_mixer import fuse_mixers
+from vitlet.layers.spelled_out import spell_out
 from vitlet.runtime.manifest import Artifact
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def _source_steps(artifact: Artifact, truth: Truth, case: Case) -> list[Step]:
         return []
     if artifact.target == "tvm":  # there a mixer is one function, with nothing to see inside
         graph = replace(graph, module=fuse_mixers(graph.module, "fp32"))
+    elif artifact.target == "coreml":
+        graph = replace(graph, module=spell_out(graph.module))
     return run_source(trace(graph, 1), case.floats(truth.wanted))
 
 

@@ -59,6 +59,7 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     ("onnx", "int8"): INT8,
     ("tvm", "fp32"): EXACT,
     ("tvm", "fp16"): HALF,
+    ("tvm", "int8"): INT8,  # shift layers and binary attention
     ("coreml", "fp32"): EXACT,
     ("coreml", "fp16"): HALF,
     ("coreml", "int8"): INT8,

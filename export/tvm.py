@@ -24,6 +24,7 @@ from vitlet._extras import require
 from vitlet.errors import StorageError, UnsupportedError, UsageError, VitletError
 from vitlet.export.link import find_linker, link, make_record
 from vitlet.export.tvm_targets import Machine, find_machine
+from vitlet.layers.spelled_out import rounds_tokens
 from vitlet.runtime.elf import cpu_flags
 from vitlet.runtime.manifest import Artifact, TensorSpec
 from vitlet.runtime.progress import Progress, null_progress
@@ -133,6 +134,7 @@ def export_tvm(
             "linker": Path(linker).name,
             **({"extern": "vitlet"} if extern else {}),
             **({"tuned_trials": tuning.trials} if tuning is not None else {}),
+            **({"arithmetic": "int8"} if rounds_tokens(graph.module) else {}),
         },
     )
 

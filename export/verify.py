@@ -228,7 +228,7 @@ def _check_one(
     if library is None:
         warning = f"vitlet's kernels were not checked: {why}"
         return replace(plain, warnings=(*plain.warnings, warning))
-    used = str(artifact.details.get("accelerate", artifact.precision))
+    used = str(artifact.details.get("accelerate") or rounds)
     if used == "int8" and rounds != "int8":  # nothing was faster so; mixers may round to bfloat16
         used = "bf16"
     limits = tolerance_for(artifact.target, used, dict(override or {}))
@@ -254,10 +254,13 @@ def _limits(
 
 
 def _rounds_to_8_bits(artifact: Artifact) -> bool:
-    """Return whether a linear layer or a mixer of the file multiplies in 8 bits."""
+    """Return whether layers of the file round to 8 bits, or queries and keys to one."""
+    if artifact.details.get("arithmetic") == "int8":
+        return True
     chosen = artifact.details.get("accelerate_table", {}).get("chosen", {})
     ways = {way for layers in chosen.values() for counts in layers.values() for way in counts}
-    return "Int8Linear" in artifact.custom_ops or any(way.startswith("int8") for way in ways)
+    coarse = {"Int8Linear", "ShiftLinear", "BinaryLinearAttention"} & set(artifact.custom_ops)
+    return bool(coarse) or any(way.startswith("int8") for way in ways)
 
 
 def _inputs(inputs: str | os.PathLike[str] | None) -> tuple[tuple[str, ...], list[Path] | None]:

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitlet.compress.profile import profile
     from vitlet.compress.reparameterize import reparameterize
     from vitlet.data.tokenizer import tokenize
     from vitlet.export.api import export
@@ -23,6 +24,7 @@ __all__ = [
     "list_models",
     "load",
     "model_info",
+    "profile",
     "reparameterize",
     "tokenize",
     "verify",
@@ -32,6 +34,7 @@ _HOMES = {
     "create_model": "vitlet.models.registry",
     "list_models": "vitlet.models.registry",
     "model_info": "vitlet.models.registry",
+    "profile": "vitlet.compress.profile",
     "reparameterize": "vitlet.compress.reparameterize",
     "tokenize": "vitlet.data.tokenizer",
     "verify": "vitlet.export.verify",

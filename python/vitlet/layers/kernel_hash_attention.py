@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitlet.errors import UsageError
+from vitlet.layers.linear_angular_attention import Taps, taps_of
 from vitlet.ops.torch_attention import TAPS
 
 BITS, ANCHORS = 16, 25
@@ -68,21 +69,35 @@ class KernelHashAttention(nn.Module):
         self.heads = heads
         self.qk_quant = _Hash(heads, dim // heads)
         self.to_qk, self.to_v, self.proj = (linear(dim, dim) for _ in range(3))
-        self.dconv = nn.Conv2d(
+        self.dconv: nn.Conv2d | Taps = nn.Conv2d(
             heads, heads, (TAPS, 1), padding=(TAPS // 2, 0), groups=heads, bias=False
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the tokens."""
+    @property
+    def taps(self) -> Tensor:
+        """(heads, 9), as `torch.ops.vitlet.binary_linear_attention` takes them."""
+        return taps_of(self.dconv)
+
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Return what becomes the bits of q and k where it is above 0, v, and no thresholds."""
         b, n, _ = x.shape
         qk, v = (
             part.reshape(b, n, self.heads, -1).transpose(1, 2)
             for part in (self.to_qk(x), self.to_v(x))
         )
         sums = self.qk_quant.ksh(F.normalize(qk, dim=-1)).contiguous()
-        taps = self.dconv.weight.reshape(self.heads, TAPS)
+        return sums, sums, v, None, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the tokens."""
+        q, k, v, *levels = self.operands(x)
         mixed = torch.ops.vitlet.binary_linear_attention(
-            sums, sums, v.contiguous(), None, None, taps, False, True
+            q, k, v.contiguous(), *levels, self.taps, False, True
         )
-        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, -1))
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(x.shape))
         return out
+
+    def reparameterized(self) -> KernelHashAttention:
+        """Keep the filter as a matrix, which is what compilers take for a weight."""
+        self.dconv = Taps(self.taps)
+        return self

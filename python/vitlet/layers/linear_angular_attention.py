@@ -20,6 +20,21 @@ from vitlet.ops.torch_attention import TAPS, attention_in_torch
 Codes = Literal["none", "calibrated", "batch"]
 
 
+class Taps(nn.Module):
+    """The filters along the tokens as a (heads, 9) matrix."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone())
+
+
+def taps_of(filters: nn.Module) -> Tensor:
+    """Return the filters of a convolution (9, 1) or of `Taps`, (heads, 9)."""
+    weight = filters.weight
+    assert isinstance(weight, Tensor)
+    return weight if weight.ndim == 2 else weight.reshape(-1, TAPS)
+
+
 class LinearAngularAttention(nn.Module):
     """(B, N, dim) -> (B, N, dim) at a cost that grows with N, not with its square.
 
@@ -51,7 +66,7 @@ class LinearAngularAttention(nn.Module):
         self.heads, self.codes, self.exact = heads, codes, exact
         self.qkv, self.proj = linear(dim, 3 * dim), linear(dim, dim)
         # One filter per head along the tokens, shared by the head's channels.
-        self.dconv = nn.Conv2d(
+        self.dconv: nn.Conv2d | Taps = nn.Conv2d(
             heads, heads, (TAPS, 1), padding=(TAPS // 2, 0), groups=heads, bias=False
         )
         if codes == "calibrated":
@@ -61,7 +76,17 @@ class LinearAngularAttention(nn.Module):
     @property
     def taps(self) -> Tensor:
         """(heads, 9), as `torch.ops.vitlet.binary_linear_attention` takes them."""
-        return self.dconv.weight.reshape(self.heads, TAPS)
+        return taps_of(self.dconv)
+
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return q and k of unit length, v, and the thresholds above which q and k are 1."""
+        q, k, v = self.directions(x)
+        return q, k, v, *self._thresholds(q, k)
+
+    def reparameterized(self) -> LinearAngularAttention:
+        """Keep the filter as a matrix, which is what compilers take for a weight."""
+        self.dconv = Taps(self.taps)
+        return self
 
     def directions(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q and k of unit length, and v, each (B, heads, N, dim / heads)."""
@@ -74,11 +99,10 @@ class LinearAngularAttention(nn.Module):
 
     def mixed(self, x: Tensor) -> Tensor:
         """Return what goes into the output projection, (B, N, dim)."""
-        q, k, v = self.directions(x)
         if self.codes == "none":
-            heads = attention_in_torch(q, k, v, self.taps)
+            heads = attention_in_torch(*self.directions(x), self.taps)
         else:
-            levels = self._thresholds(q, k)
+            q, k, v, *levels = self.operands(x)
             heads = torch.ops.vitlet.binary_linear_attention(
                 q, k, v.contiguous(), *levels, self.taps, False, self.exact
             )

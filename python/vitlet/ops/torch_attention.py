@@ -152,7 +152,7 @@ def _directions(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows of V / 2 + Q (K^T V) / pi divided by their lengths, and the lengths."""
     row = v / 2 + q @ (k.transpose(-1, -2) @ v) / math.pi
     length = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
-    return row / torch.where(length == 0, 1, length), length
+    return row / (length + (length == 0)), length  # a row of zeros stays one
 
 
 def attention_in_torch(q: Tensor, k: Tensor, v: Tensor, taps: Tensor | None) -> Tensor:

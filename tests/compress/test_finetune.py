@@ -1,0 +1,101 @@
+"""Fine-tuning: it helps, it resumes to the bit, and mixtures come to the share they should."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import vitlet
+from vitlet.compress.finetune import STAGES, FineTuning, finetune
+from vitlet.compress.shift_add import shift_add
+from vitlet.data.labelled import LabelledImages
+from vitlet.errors import TrainingError, UsageError
+from vitlet.partition.training import Recipe
+
+FASHION = Path(vitlet.__file__).parent / "data/assets/fashion_test.npz"
+SHORT = FineTuning(Recipe(epochs=3, batch=32, lr=1e-3, average=0.0), smoothing=0.0)
+
+
+@pytest.fixture(scope="module")
+def data() -> LabelledImages:
+    kept = np.load(FASHION)
+    names = tuple(str(n) for n in range(10))
+    return LabelledImages(kept["images"][..., None], kept["labels"], names)
+
+
+@pytest.fixture(scope="module")
+def original() -> nn.Module:
+    torch.manual_seed(0)
+    return vitlet.create_model("vit_fashion", depth=2, dim=48, heads=2)
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "journal.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    original: nn.Module, data: LabelledImages, tmp_path: Path
+) -> None:
+    model, _ = shift_add(original, linear="moe")
+    whole = finetune(model, data, SHORT, work=tmp_path / "whole", teacher=original)
+
+    def stop(entry: dict[str, object]) -> None:
+        if entry["epoch"] == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        finetune(model, data, SHORT, work=tmp_path / "cut", teacher=original, progress=stop)
+    again = finetune(model, data, SHORT, work=tmp_path / "cut", teacher=original)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    found = losses(tmp_path / "whole")
+    assert len(found) == 3 and found[2] < found[0]
+    finished = finetune(model, data, SHORT, work=tmp_path / "cut", teacher=original)
+    assert torch.equal(finished.head.weight, again.head.weight)  # type: ignore[union-attr, arg-type]
+    assert len(losses(tmp_path / "cut")) == 4  # epoch 2 came twice, nothing was trained after
+
+
+def test_the_argument_is_not_changed_and_the_journal_tells_shares(
+    original: nn.Module, data: LabelledImages, tmp_path: Path
+) -> None:
+    model, _ = shift_add(original, attention="unchanged", linear="moe", latency=(3.0, 1.0))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    one = replace(SHORT, recipe=replace(SHORT.recipe, epochs=1))
+    told: list[dict[str, object]] = []
+    finetune(model, data, one, work=tmp_path, progress=told.append)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert 0 <= told[0]["dense_share"] <= 1  # type: ignore[operator]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_epoch(
+    original: nn.Module, data: LabelledImages, tmp_path: Path
+) -> None:
+    model, _ = shift_add(original)
+    with torch.no_grad():
+        model.head.bias[0] = torch.inf  # type: ignore[union-attr, operator, index]
+    with pytest.raises(TrainingError, match="epoch 1, step 1"):
+        finetune(model, data, SHORT, work=tmp_path)
+
+
+def test_bad_input_is_refused(original: nn.Module, data: LabelledImages, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="recipe must be one of shiftadd-attention"):
+        finetune(original, data, "fast", work=tmp_path)  # type: ignore[arg-type]
+    fewer = LabelledImages(data.images, data.labels % 3, ("a", "b", "c"))
+    with pytest.raises(UsageError, match="data have 3 classes"):
+        finetune(original, fewer, SHORT, work=tmp_path)
+    with pytest.raises(UsageError, match="give preprocess"):
+        finetune(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), data, SHORT, work=tmp_path)
+    with pytest.raises(UsageError, match="smoothing"):
+        FineTuning(Recipe(epochs=1), smoothing=1.5)
+    assert set(STAGES) == {"shiftadd-attention", "shiftadd-moe"}
