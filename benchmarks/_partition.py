@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitlet.compress.pictures import Pictures
+from vitlet.compress.training import Recipe, Run, file_journal, train
 from vitlet.data.labelled import LabelledImages, fashion_mnist
 from vitlet.data.spec import Preprocess
 from vitlet.models.deit import DeiT
@@ -22,7 +24,6 @@ from vitlet.partition.evaluate import clock
 from vitlet.partition.features import feature, logits
 from vitlet.partition.fusion import FusionTask, fused_logits
 from vitlet.partition.judge import judge
-from vitlet.partition.pictures import Pictures
 from vitlet.partition.reference import compile_features, full_engine
 from vitlet.partition.small import ensemble_probabilities, train_small
 from vitlet.partition.teacher import accuracy, answers, model_digest
@@ -34,7 +35,6 @@ from vitlet.partition.train import (
     slot_features,
     train_split,
 )
-from vitlet.partition.training import Recipe, Run, file_journal, train
 from vitlet.partition.widths import Geometry, Widths, keep_heads
 
 SPEC = Preprocess(size=(28, 28), resize_to=28, mean=(0.2860,), std=(0.3530,), mode="L")

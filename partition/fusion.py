@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitlet.errors import UsageError
-from vitlet.partition.training import (
+from vitlet.compress.training import (
     Journal,
     Recipe,
     Run,
@@ -25,6 +24,7 @@ from vitlet.partition.training import (
     quiet_journal,
     train,
 )
+from vitlet.errors import UsageError
 
 
 class Fusion(nn.Module):
@@ -120,7 +120,7 @@ def train_fusion(
     *,
     inputs: dict[str, Any],
 ) -> Fusion:
-    """Train the fusion on frozen features; resumable as `vitlet.partition.training.train`.
+    """Train the fusion on frozen features; resumable as `vitlet.compress.training.train`.
 
     Args:
         features: gives those of all slots side by side, (views, n, sum of sizes); not called where

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from vitlet.compress.training import file_journal
 from vitlet.errors import UsageError
 from vitlet.partition.prune import Lecture, Task, make_submodel
 from vitlet.partition.student import Student
-from vitlet.partition.training import file_journal
 
 JOURNAL = "journal.jsonl"
 _LOOK = 0.5  # seconds between looks at what the processes write into their journals

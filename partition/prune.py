@@ -17,13 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vitlet.checkpoint import load_state_dict
-from vitlet.errors import UsageError
-from vitlet.models.deit import DeiT
-from vitlet.partition.cut import Kept, build, spread_weights, widths_of
-from vitlet.partition.pictures import Pictures
-from vitlet.partition.scores import Kind, best, magnitude_scores, unit_scores
-from vitlet.partition.student import Distillation, Lessons, Student, new_student
-from vitlet.partition.training import (
+from vitlet.compress.pictures import Pictures
+from vitlet.compress.training import (
     WEIGHTS,
     Journal,
     Recipe,
@@ -33,6 +28,11 @@ from vitlet.partition.training import (
     seeded,
     train,
 )
+from vitlet.errors import UsageError
+from vitlet.models.deit import DeiT
+from vitlet.partition.cut import Kept, build, spread_weights, widths_of
+from vitlet.partition.scores import Kind, best, magnitude_scores, unit_scores
+from vitlet.partition.student import Distillation, Lessons, Student, new_student
 from vitlet.partition.widths import Widths
 
 Ranking = Literal["class-wise", "uniform", "magnitude", "scratch"]

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from vitlet._extras import require
+from vitlet.compress.training import RECORD, WEIGHTS
 from vitlet.errors import DeadlineError, StorageError, UsageError, VitletError
 from vitlet.partition.prune import Lecture, Task, make_submodel
-from vitlet.partition.training import RECORD, WEIGHTS
 
 LOCAL = "local"
 _FINAL = "final"  # the folder in which `make_submodel` leaves its result

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitlet.compress.pictures import Pictures
+from vitlet.compress.training import Journal, Recipe, Run, quiet_journal, train
 from vitlet.models.deit import DeiT
 from vitlet.partition.cut import build, spread_weights
 from vitlet.partition.features import logits
-from vitlet.partition.pictures import Pictures
 from vitlet.partition.prune import Lecture
-from vitlet.partition.training import Journal, Recipe, Run, quiet_journal, train
 from vitlet.partition.widths import Widths
 
 _PORTION = 250
@@ -47,7 +47,7 @@ def train_small(
         temperature: at which the full model's answers are compared.
 
     Raises:
-        TrainingError, StorageError, CheckpointError: as `vitlet.partition.training.train`.
+        TrainingError, StorageError, CheckpointError: as `vitlet.compress.training.train`.
     """
     pictures, allowed = lecture.pictures, lecture.allowed
     with torch.random.fork_rng(devices=[]):

@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vitlet.compress.pictures import Pictures
+from vitlet.compress.training import seeded
 from vitlet.data.labelled import LabelledImages
 from vitlet.data.spec import Preprocess
 from vitlet.errors import UsageError
@@ -35,11 +37,9 @@ from vitlet.partition.draft import (
 )
 from vitlet.partition.exporting import export_plan
 from vitlet.partition.features import feature, logits
-from vitlet.partition.pictures import Pictures
 from vitlet.partition.plan import Plan
 from vitlet.partition.teacher import accuracy, model_digest
 from vitlet.partition.train import Settings, TrainedSplit, train_split
-from vitlet.partition.training import seeded
 from vitlet.partition.widths import Geometry
 from vitlet.partition.work import load_full, load_trained, save_full, save_trained, untrained
 from vitlet.runtime.manifest import Target

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitlet.compress.pictures import Pictures
 from vitlet.models.deit import DeiT
 from vitlet.partition.cut import Kept, cut
 from vitlet.partition.features import feature
-from vitlet.partition.pictures import Pictures
 
 OTHER = 0  # the output for all classes that are not the sub-model's own
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vitlet.checkpoint import load_state_dict
+from vitlet.compress.pictures import Pictures
+from vitlet.compress.training import save_weights
 from vitlet.errors import UsageError
 from vitlet.models.deit import DeiT
 from vitlet.partition.features import logits
-from vitlet.partition.pictures import Pictures
-from vitlet.partition.training import save_weights
 
 _PORTION = 250
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitlet.compress.pictures import Pictures
+from vitlet.compress.training import Journal, Recipe, file_journal, seeded
 from vitlet.data.labelled import LabelledImages
 from vitlet.data.spec import Preprocess
 from vitlet.errors import UsageError
@@ -31,11 +33,9 @@ from vitlet.partition.fusion import (
 )
 from vitlet.partition.jobs import run_jobs
 from vitlet.partition.judge import calibration_error
-from vitlet.partition.pictures import Pictures
 from vitlet.partition.prune import Lecture, Ranking, Task, check_task
 from vitlet.partition.student import Distillation
 from vitlet.partition.teacher import accuracy, answers, model_digest
-from vitlet.partition.training import Journal, Recipe, file_journal, seeded
 from vitlet.partition.widths import Widths
 
 _PORTION = 250

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from vitlet.checkpoint import load_state_dict
+from vitlet.compress.training import save_weights
 from vitlet.data.spec import Preprocess
 from vitlet.errors import BundleError, CheckpointError, StorageError, UsageError
 from vitlet.models.deit import DeiT
@@ -29,7 +30,6 @@ from vitlet.partition.fusion import Fusion
 from vitlet.partition.scores import best, magnitude_scores
 from vitlet.partition.teacher import model_digest
 from vitlet.partition.train import TrainedSplit
-from vitlet.partition.training import save_weights
 from vitlet.partition.widths import Geometry, Widths
 from vitlet.runtime.bundle import read_json
 

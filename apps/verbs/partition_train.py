@@ -68,10 +68,10 @@ def train(
         require("torch", extra="torch", why="train sub-models")
         if ray is not None:
             require("ray", extra="ray", why="train on a cluster")
+        from vitlet.compress.training import Recipe
         from vitlet.partition.fusion import FusionTask
         from vitlet.partition.splitting import check_data, train_planned
         from vitlet.partition.train import Settings
-        from vitlet.partition.training import Recipe
 
         settings = Settings(
             short=Recipe(short_epochs, batch, lr),

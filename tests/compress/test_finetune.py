@@ -14,9 +14,9 @@ from torch import nn
 import vitlet
 from vitlet.compress.finetune import STAGES, FineTuning, finetune
 from vitlet.compress.shift_add import shift_add
+from vitlet.compress.training import Recipe
 from vitlet.data.labelled import LabelledImages
 from vitlet.errors import TrainingError, UsageError
-from vitlet.partition.training import Recipe
 
 FASHION = Path(vitlet.__file__).parent / "data/assets/fashion_test.npz"
 SHORT = FineTuning(Recipe(epochs=3, batch=32, lr=1e-3, average=0.0), smoothing=0.0)

@@ -8,13 +8,13 @@ import torch
 from cluster_fixtures import *  # noqa: F403 - fixtures
 from torch.nn import functional as F
 
+from vitlet.compress.pictures import Pictures
+from vitlet.compress.training import Recipe, Run, train
 from vitlet.data.labelled import LabelledImages
 from vitlet.data.spec import Preprocess
 from vitlet.models.deit import DeiT
 from vitlet.models.registry import ModelInfo
 from vitlet.partition.features import logits
-from vitlet.partition.pictures import Pictures
-from vitlet.partition.training import Recipe, Run, train
 
 SPEC = Preprocess(size=(8, 8), resize_to=8, mean=(0.5,), std=(0.25,), mode="L")
 CONFIG = {

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from vitlet.compress.pictures import Pictures
+from vitlet.compress.training import Recipe
 from vitlet.data.labelled import LabelledImages
 from vitlet.errors import TrainingError, UsageError
 from vitlet.models.deit import DeiT
 from vitlet.partition.cut import widths_of
 from vitlet.partition.jobs import run_jobs
-from vitlet.partition.pictures import Pictures
 from vitlet.partition.prune import Lecture, Task, make_submodel
 from vitlet.partition.student import Student, own_labels
 from vitlet.partition.teacher import answers
-from vitlet.partition.training import Recipe
 from vitlet.partition.widths import Geometry, Widths, cost, keep_heads
 
 SMALL = Widths(16, 8, (2, 1), (24, 40))

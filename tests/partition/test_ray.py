@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from vitlet.compress.pictures import Pictures
+from vitlet.compress.training import Recipe
 from vitlet.data.labelled import LabelledImages
 from vitlet.errors import UsageError
 from vitlet.models.deit import DeiT
 from vitlet.partition.jobs import run_jobs
-from vitlet.partition.pictures import Pictures
 from vitlet.partition.prune import Lecture, Task
 from vitlet.partition.teacher import model_digest
 from vitlet.partition.train import hold_out, make_lecture
-from vitlet.partition.training import Recipe
 from vitlet.partition.widths import Geometry, keep_heads
 
 pytest.importorskip("ray", reason='pip install "vitlet[ray]"')

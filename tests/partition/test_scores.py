@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitlet.compress.pictures import Pictures
 from vitlet.errors import UsageError
 from vitlet.models.deit import DeiT
 from vitlet.partition.cut import Kept, cut
-from vitlet.partition.pictures import Pictures
 from vitlet.partition.scores import (
     best,
     estimated_scores,

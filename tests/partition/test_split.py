@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import vitlet
+from vitlet.compress.training import Recipe
 from vitlet.data.labelled import LabelledImages
 from vitlet.errors import (
     BundleError,
@@ -37,7 +38,6 @@ from vitlet.partition.splitting import (
     train_planned,
 )
 from vitlet.partition.train import Settings, train_split
-from vitlet.partition.training import Recipe
 from vitlet.partition.widths import Geometry, cost, keep_heads
 from vitlet.partition.work import load_trained, save_full
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitlet.compress.pictures import Pictures
+from vitlet.compress.training import seeded
 from vitlet.data.labelled import LabelledImages
 from vitlet.models.deit import DeiT
 from vitlet.partition.cut import Kept
-from vitlet.partition.pictures import Pictures
 from vitlet.partition.student import (
     Distillation,
     Lessons,
@@ -19,7 +20,6 @@ from vitlet.partition.student import (
     new_student,
     own_labels,
 )
-from vitlet.partition.training import seeded
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitlet.errors import CheckpointError, StorageError, TrainingError, UsageError
-from vitlet.partition.training import (
+from vitlet.compress.training import (
     RECORD,
     STATE,
     WEIGHTS,
@@ -28,6 +27,7 @@ from vitlet.partition.training import (
     seeded,
     train,
 )
+from vitlet.errors import CheckpointError, StorageError, TrainingError, UsageError
 
 INPUTS, TARGETS = torch.randn(64, 3, generator=seeded("x")), torch.randn(64, 2, generator=seeded(1))
 
@@ -86,7 +86,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch
 torch.set_num_threads(1)
 from test_training import regression
-from vitlet.partition.training import train
+from vitlet.compress.training import train
 train(regression(), sys.argv[1], lambda entry: time.sleep(0.3))
 """
 
@@ -153,7 +153,7 @@ def test_what_is_kept_is_the_moving_average(tmp_path: Path) -> None:
 
 
 def test_the_rate_rises_then_falls_to_nothing() -> None:
-    from vitlet.partition.training import _rate
+    from vitlet.compress.training import _rate
 
     rates = [_rate(step, 100, 0.1) for step in range(100)]
     assert rates[0] == 0.1 and rates[10] == 1.0 and rates == sorted(rates[:10]) + rates[10:]

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vitlet.compress.pictures import Pictures
+from vitlet.compress.training import Recipe, Run, file_journal, train
 from vitlet.data.labelled import LabelledImages
 from vitlet.data.spec import Preprocess
 from vitlet.errors import UsageError
 from vitlet.layers.mixture_linear import MixtureLinear, balance_loss
-from vitlet.partition.pictures import Pictures
 from vitlet.partition.teacher import model_digest
-from vitlet.partition.training import Recipe, Run, file_journal, train
 
 Model = TypeVar("Model", bound=nn.Module)
 Stage = Literal["shiftadd-attention", "shiftadd-moe"]
