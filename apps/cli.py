@@ -17,6 +17,7 @@ def build() -> typer.Typer:
     """Return the whole command line; heavy packages are imported when a verb runs."""
     from vitlet.apps.help import add_command, new_app, new_group
     from vitlet.apps.verbs.bench import bench
+    from vitlet.apps.verbs.compress_shift_add import shift_add
     from vitlet.apps.verbs.demo import demo
     from vitlet.apps.verbs.doctor import doctor
     from vitlet.apps.verbs.export import export
@@ -46,6 +47,8 @@ def build() -> typer.Typer:
     command("bench", "Run and measure")(bench)
     command("predict", "Run and measure")(predict)
     command("demo", "Run and measure")(demo)
+    compress = new_group(app, "compress", "Make and prove", "Make a model cheaper.")
+    add_command(compress, "shift-add", "Methods")(shift_add)
     text = "Split a plain ViT by class over several devices."
     partition = new_group(app, "partition", "Split over devices", text)
     add_command(partition, "plan", "In this order")(plan)

@@ -11,10 +11,11 @@ import pytest
 
 VERBS = (
     "models", "info", "doctor", "export", "verify", "inspect", "bench", "predict", "demo",
+    "compress shift-add",
     "partition plan", "partition train", "partition export", "partition evaluate",
     "partition simulate", "worker", "run", "status", "top",
 )  # fmt: skip
-PAGES = ("", "partition", *VERBS)
+PAGES = ("", "compress", "partition", *VERBS)
 HELP = Path(__file__).parent / "help"
 HEAVY = ("torch", "onnx", "onnxruntime", "coremltools", "tvm", "matplotlib", "PIL", "numpy")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -212,6 +213,13 @@ def test_balance_losses_bring_the_share_to_what_the_latencies_imply() -> None:
     layer.eval()(x)
     assert layer.wanted_shares == (0.25, 0.75)
     assert layer.shares is not None and abs(layer.shares[0].item() - 0.25) < 0.05
+
+
+def test_a_trained_mixture_can_be_copied() -> None:
+    layer = MixtureLinear(12, 20).train()
+    layer(torch.randn(8, 12, generator=seeded(16)))
+    copied = copy.deepcopy(layer.eval())
+    assert torch.equal(copied.gate.gate.weight, layer.gate.gate.weight)
 
 
 def test_a_mixture_exports_and_gives_what_it_gives_in_torch() -> None:

@@ -68,6 +68,15 @@ STAGES: dict[str, FineTuning] = {
 }
 
 
+def with_recipe(
+    stage: Stage, *, epochs: int, batch: int = 128, lr: float | None = None, seed: int = 0
+) -> FineTuning:
+    """Return a stage's settings with other epochs, portions, rate (None: the stage's) and seed."""
+    base = STAGES[stage]
+    recipe = replace(base.recipe, epochs=epochs, batch=batch, lr=lr or base.recipe.lr)
+    return replace(base, recipe=recipe, seed=seed)
+
+
 def finetune(
     model: Model,
     data: LabelledImages,

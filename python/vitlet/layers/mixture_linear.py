@@ -84,6 +84,12 @@ class MixtureLinear(nn.Module):
         """Shares of the tokens at which both layers take the same time."""
         return self.alpha[1], self.alpha[0]
 
+    def train(self, mode: bool = True) -> MixtureLinear:
+        """Switch training on or off; off lets go of the last step's graph."""
+        if not mode:
+            self.balance = None
+        return super().train(mode)
+
     def forward(self, x: Tensor) -> Tensor:
         """Multiply each token by its layer's matrix."""
         tokens = x.reshape(-1, x.shape[-1])
