@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from vitlet.errors import UnsupportedError
 
 # coremltools leaves tensors of up to 2048 elements alone by default and says nothing: on a small
@@ -44,7 +46,12 @@ def compress(model: Any, precision: str, palette_mode: str) -> tuple[Any, dict[s
         bits = int(precision.removeprefix("palette"))
         settings = cto.OpPalettizerConfig(mode=palette_mode, nbits=bits, weight_threshold=SMALLEST)
         quantize, mode = cto.palettize_weights, palette_mode
-    model = quantize(model, cto.OptimizationConfig(global_config=settings))
+    chosen = cto.OptimizationConfig(global_config=settings)
+    for name, weight in cto.get_weights_metadata(model, weight_threshold=SMALLEST).items():
+        # An attention mask of -inf has neither a step nor a palette: every value would be NaN.
+        if not np.isfinite(weight.val).all():
+            chosen.set_op_name(name, None)
+    model = quantize(model, chosen)
     done, large = count_compressed(model.get_spec())
     if done == 0:
         raise UnsupportedError(

@@ -69,10 +69,11 @@ class _Masked(nn.Module):
         return (self.project(x) + self.mask).softmax(-1).flatten(2).mean(1)
 
 
-def test_a_program_keeps_a_mask_of_infinities_where_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["int8", "palette8"])
+def test_a_program_keeps_a_mask_of_infinities_where_it_is(precision: str, tmp_path: Path) -> None:
     model = _Masked().eval()
     (graph,) = graphs(model, (3, 32, 32))
-    export_coreml(graph, tmp_path / "m.mlpackage", precision="int8")
+    export_coreml(graph, tmp_path / "m.mlpackage", precision=precision, palette_mode="uniform")
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     expected = run_on_stored_weights(read_program(tmp_path / "m.mlpackage"), trace(graph, 1), x)
     (actual,) = CoreMLExecutor(tmp_path / "m.mlpackage").run({"image": x.numpy()}).values()
