@@ -47,10 +47,8 @@ def compress(model: Any, precision: str, palette_mode: str) -> tuple[Any, dict[s
         settings = cto.OpPalettizerConfig(mode=palette_mode, nbits=bits, weight_threshold=SMALLEST)
         quantize, mode = cto.palettize_weights, palette_mode
     chosen = cto.OptimizationConfig(global_config=settings)
-    for name, weight in cto.get_weights_metadata(model, weight_threshold=SMALLEST).items():
-        # An attention mask of -inf has neither a step nor a palette: every value would be NaN.
-        if not np.isfinite(weight.val).all():
-            chosen.set_op_name(name, None)
+    for name in _infinite(model):
+        chosen.set_op_name(name, None)
     model = quantize(model, chosen)
     done, large = count_compressed(model.get_spec())
     if done == 0:
@@ -59,6 +57,26 @@ def compress(model: Any, precision: str, palette_mode: str) -> tuple[Any, dict[s
             "elements; export with precision fp16"
         )
     return model, {"compressed_tensors": done, "uncompressed_tensors": large, "mode": mode}
+
+
+def _infinite(model: Any) -> list[str]:
+    """Return the names of the tensors with infinite values, such as an attention mask.
+
+    They have neither a step nor a palette: compressed, every value would be NaN.
+    """
+    from coremltools.converters.mil.frontend.milproto.load import load
+
+    spec = model.get_spec()
+    program = load(spec, spec.specificationVersion, file_weights_dir=model.weights_dir)
+    return [
+        operation.name
+        for function in program.functions.values()
+        for operation in function.operations
+        if operation.op_type == "const"
+        and isinstance(operation.val.val, np.ndarray)
+        and operation.val.val.dtype.kind == "f"
+        and not np.isfinite(operation.val.val).all()
+    ]
 
 
 def count_compressed(spec: Any) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from vitlet.export.coreml import export_coreml
 from vitlet.export.coreml_program import HALF_STEP, Weight, read_program
 from vitlet.export.stored_weights import run_on_stored_weights
 from vitlet.export.trace import graphs, trace
+from vitlet.models.deit import DeiT
 from vitlet.runtime import CoreMLExecutor
 from vitlet.runtime.coreml.quiet import quiet_coremltools
 
@@ -78,3 +79,12 @@ def test_a_program_keeps_a_mask_of_infinities_where_it_is(precision: str, tmp_pa
     expected = run_on_stored_weights(read_program(tmp_path / "m.mlpackage"), trace(graph, 1), x)
     (actual,) = CoreMLExecutor(tmp_path / "m.mlpackage").run({"image": x.numpy()}).values()
     assert np.isfinite(expected).all() and np.abs(actual - expected).max() < 2e-3
+
+
+def test_a_constant_that_is_joined_to_others_is_no_obstacle(tmp_path: Path) -> None:
+    model = DeiT(dim=520, depth=1, heads=2, patch_size=16, img_size=32, num_classes=6).eval()
+    (graph,) = graphs(model, (3, 32, 32))  # its class token is larger than what is left alone
+    for precision in ("int8", "palette8"):
+        path = tmp_path / f"{precision}.mlpackage"
+        made = export_coreml(graph, path, precision=precision, palette_mode="uniform")
+        assert made.details["compressed_tensors"] > 0
