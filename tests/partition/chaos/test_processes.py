@@ -98,9 +98,8 @@ def test_killed_workers_lose_no_request_and_give_no_wrong_answer(
 def test_a_stopped_worker_is_slow_then_gone_then_back(workers, coordinator, images, expected):
     workers.signal("beta", signal.SIGSTOP)
     try:
-        elsewhere = [m for m in coordinator.members.holders(1) if m.device != "beta"]
-        slow = coordinator.infer(images, deadline=2.0)  # not known yet: ends at its deadline
-        assert 1 in slow.missing or elsewhere  # an earlier test may have moved the slot
+        slow = coordinator.infer(images, deadline=2.0)  # perhaps not known yet: ends all the same
+        assert all(trace.device != "beta" for trace in slow.traces)  # missing, or from another
         assert (slow.logits == expected(images, missing=slow.missing)).all()
         names = lambda: [m.device for m in coordinator.members.all()]  # noqa: E731
         assert until(lambda: "beta" not in names())
