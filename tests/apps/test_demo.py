@@ -6,24 +6,18 @@ import json
 from html.parser import HTMLParser
 
 import pytest
+from once import once
 from PIL import Image
+from run_demo import run_demo
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """One run of the demo, as JSON, and its folder."""
-    import contextlib
-    import io
-
-    from vitlet.apps.cli import main
-
-    folder = tmp_path_factory.mktemp("demo") / "out"
-    stdout = io.StringIO()
-    with contextlib.redirect_stdout(stdout):
-        assert main(["demo", "-o", str(folder), "--json", "-q"]) == 0
-    return folder, json.loads(stdout.getvalue())
+    """One run of the demo: its folder, and its answer as JSON."""
+    folder = once(tmp_path_factory, "demo", run_demo)
+    return folder / "vitlet-demo", json.loads((folder / "answer.json").read_text("utf-8"))
 
 
 def test_every_target_is_made_and_proven(done):

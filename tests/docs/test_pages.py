@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from once import once
+from run_demo import run_demo
 
 pytestmark = pytest.mark.slow
 
@@ -59,9 +61,7 @@ def run(command: list[str], block: Block, page: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    run(["vitlet", "demo", "--quiet"], Block("console", "", 0, 0), Path("vitlet demo"), folder)
-    return folder / "vitlet-demo"
+    return once(tmp_path_factory, "demo", run_demo) / "vitlet-demo"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
