@@ -1,4 +1,4 @@
-"""Sends image files through a cluster, several at a time; one that fails does not stop the rest."""
+"""Sends images through a cluster, several at a time; one that fails does not stop the rest."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 
-from vitlet.data.image import load_image
+from vitlet.data.image import ImageLike, load_image
 from vitlet.errors import VitletError
 from vitlet.partition.answer import Answer
 from vitlet.partition.coordinator import Coordinator
@@ -16,35 +15,37 @@ from vitlet.partition.coordinator import Coordinator
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file: an answer, or why there is none."""
+    """What became of one image: an answer, or why there is none."""
 
-    path: Path
+    name: str
     answer: Answer | None = None
     error: VitletError | None = None
 
 
-def outcomes(coordinator: Coordinator, paths: Iterable[Path], window: int) -> Iterator[Outcome]:
-    """Give an outcome per file, in order, with up to `window` images under way."""
-    waiting: deque[tuple[Path, Future[Answer] | VitletError]] = deque()
-    for path in paths:
-        waiting.append((path, _submit(coordinator, path)))
+def outcomes(
+    coordinator: Coordinator, images: Iterable[tuple[str, ImageLike]], window: int
+) -> Iterator[Outcome]:
+    """Give an outcome per named image, in order, with up to `window` of them under way."""
+    waiting: deque[tuple[str, Future[Answer] | VitletError]] = deque()
+    for name, image in images:
+        waiting.append((name, _submit(coordinator, image)))
         if len(waiting) >= window:
             yield _outcome(*waiting.popleft())
     while waiting:
         yield _outcome(*waiting.popleft())
 
 
-def _submit(coordinator: Coordinator, path: Path) -> Future[Answer] | VitletError:
+def _submit(coordinator: Coordinator, image: ImageLike) -> Future[Answer] | VitletError:
     try:
-        return coordinator.submit(load_image(path, coordinator.plan.preprocess.mode))
+        return coordinator.submit(load_image(image, coordinator.plan.preprocess.mode))
     except VitletError as error:
         return error
 
 
-def _outcome(path: Path, begun: Future[Answer] | VitletError) -> Outcome:
+def _outcome(name: str, begun: Future[Answer] | VitletError) -> Outcome:
     if isinstance(begun, VitletError):
-        return Outcome(path, error=begun)
+        return Outcome(name, error=begun)
     try:
-        return Outcome(path, begun.result())
+        return Outcome(name, begun.result())
     except VitletError as error:
-        return Outcome(path, error=error)
+        return Outcome(name, error=error)

@@ -35,6 +35,7 @@ PACKAGES = (
     ("prometheus-client", "0.20", "edge"),
     ("starlette", "0.40", "edge"),
     ("uvicorn", "0.30", "edge"),
+    ("opencv-python-headless", "4.8", "camera"),
 )
 # What each verb needs of them, per target.
 _NEEDS = {

@@ -76,6 +76,12 @@ class Output:
             show()
         self._stdout.flush()
 
+    def line(self, data: Any) -> None:
+        """Print a part of an endless result as JSON on one line."""
+        text = json.dumps(plain(data), ensure_ascii=not _is_utf8(self._stdout))
+        self._stdout.write(text + "\n")
+        self._stdout.flush()
+
     def print(self, *what: RenderableType) -> None:
         """Print a part of the result on stdout (not for `--json`), a line or table each."""
         console = self.console

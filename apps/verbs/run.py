@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,6 @@ from vitlet.apps.options import Json, NoProgress, Quiet, Verbose
 from vitlet.apps.output import Output
 
 if TYPE_CHECKING:
-    from vitlet.apps.cluster_images import Outcome
     from vitlet.partition.coordinator import Coordinator
 
 
@@ -31,6 +30,15 @@ def run(
     stdin: Annotated[
         bool, typer.Option("--stdin", help="Read image paths from stdin, one a line.")
     ] = False,
+    camera: Annotated[
+        str | None,
+        typer.Option(
+            "--camera", metavar="SOURCE", help="A camera (0, /dev/video0), a stream or a film."
+        ),
+    ] = None,
+    frames: Annotated[
+        int, typer.Option("--frames", metavar="N", min=0, help="Of --camera; 0: until it ends.")
+    ] = 0,
     http: Annotated[
         str | None,
         typer.Option(
@@ -63,8 +71,15 @@ def run(
         str, typer.Option("--wait", metavar="TIME", help="For workers, before it begins.")
     ] = "10s",
     window: Annotated[
-        int, typer.Option("--window", metavar="N", min=1, help="Images under way at a time.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            "--window",
+            metavar="N",
+            min=1,
+            show_default=False,
+            help="Images under way at a time; by default 8, 1 of --camera.",
+        ),
+    ] = None,
     threads: Annotated[
         int, typer.Option("--threads", metavar="N", min=1, help="Threads to join features with.")
     ] = 1,
@@ -83,6 +98,8 @@ def run(
     no_progress: NoProgress = False,
 ) -> None:
     """Classify images with a plan, over the workers of a cluster."""
+    from vitlet.apps.camera import Camera
+    from vitlet.apps.cluster_answers import classify, watch
     from vitlet.apps.hints import existing
     from vitlet.apps.joining import joining, open_transport
     from vitlet.apps.lists import duration
@@ -102,8 +119,10 @@ def run(
             hedge=hedge,
         )
         patience = duration(wait, "--wait")
-        if [bool(images), stdin, http is not None].count(True) != 1:
-            raise UsageError("give images, or --stdin to read their paths, or --http: one of them")
+        if [bool(images), stdin, camera is not None, http is not None].count(True) != 1:
+            raise UsageError(
+                "give images, or --stdin to read their paths, or --camera, or --http: one of them"
+            )
         paths = _from_stdin() if stdin else iter(_find(out, images or [], recursive))
         joined = joining(
             cluster, listen, connect, keys, scout, insecure_lan, coordinator=True, calls=True
@@ -129,8 +148,16 @@ def run(
                 where = place(http, joined.identity, insecure_lan=insecure_lan)
                 serve(out, coordinator, where, joined.identity, token_file)
                 return
-            _wait(out, coordinator, patience)
-            _classify(out, coordinator, paths, topk, window)
+            seen = None if camera is None else Camera(camera, out.log)
+            try:
+                _wait(out, coordinator, patience)
+                if seen is None:
+                    classify(out, coordinator, paths, topk, window or 8)
+                else:
+                    watch(out, coordinator, seen, topk, window or 1, frames)
+            finally:
+                if seen is not None:
+                    seen.close()
 
 
 def _find(out: Output, images: list[str], recursive: bool) -> list[Path]:
@@ -172,69 +199,3 @@ def _wait(out: Output, coordinator: Coordinator, patience: float) -> None:
             f"{advice(others)}, and see `vitlet status`"
         )
     out.warn(f"slots {missing} have no worker: answers are without them ({workers} found)")
-
-
-def _classify(
-    out: Output, coordinator: Coordinator, paths: Iterator[Path], topk: int, window: int
-) -> None:
-    from vitlet.apps.cluster_images import outcomes
-    from vitlet.apps.units import plural
-    from vitlet.errors import CorruptInputError, DeadlineError
-
-    done: list[Outcome] = []
-    for outcome in outcomes(coordinator, paths, window):
-        done.append(outcome)
-        if not out.json:
-            _show(out, outcome, topk)
-    entries = [_entry(outcome, topk) for outcome in done]
-    result: dict[str, Any] = {
-        "plan": coordinator.plan.hash,
-        "images": [entry for entry in entries if "error" not in entry],
-        "failed": [entry for entry in entries if "error" in entry],
-        "status": coordinator.status(),
-    }
-    out.result(result, lambda: None)
-    latency = coordinator.latency.to_json()
-    degraded = sum(bool(o.answer and o.answer.degraded) for o in done)
-    out.log(
-        f"{plural(len(done), 'image')}, {degraded} degraded; "
-        f"p50 {latency['p50_ms']} ms, p99 {latency['p99_ms']} ms"
-    )
-    late = [o for o in done if isinstance(o.error, DeadlineError)]
-    bad = [o for o in done if o.error is not None and not isinstance(o.error, DeadlineError)]
-    for outcome in (*late, *bad):
-        out.warn(f"{outcome.path}: {outcome.error}")
-    if late:
-        raise DeadlineError(f"{plural(len(late), 'image')} of {len(done)} had no answer in time")
-    if bad:
-        raise CorruptInputError(f"{plural(len(bad), 'image')} of {len(done)} could not be read")
-
-
-def _entry(outcome: Outcome, topk: int) -> dict[str, Any]:
-    if outcome.answer is None:
-        return {"file": outcome.path, "error": str(outcome.error)}
-    answer = outcome.answer.to_json(topk)
-    (image,) = answer.pop("images")
-    return {"file": outcome.path, **image, **answer}
-
-
-def _show(out: Output, outcome: Outcome, topk: int) -> None:
-    from rich.text import Text
-
-    from vitlet.apps.units import percent
-    from vitlet.apps.verbs.predict import short
-
-    answer = outcome.answer
-    if answer is None:
-        out.print(Text.assemble(f"{short(outcome.path)}  ", ("no answer", "red")))
-        return
-    covered = set(answer.covered_classes)
-    line = Text(f"{short(outcome.path)}  ")
-    for place, guess in enumerate(answer.predictions(topk)[0]):
-        mark = "" if guess.index in covered else "?"
-        style = "bold" if place == 0 else "dim"
-        line.append(f"{guess.label}{mark} {percent(guess.score)}  ", style=style)
-    if answer.missing:
-        absent = ", ".join(map(str, answer.missing))
-        line.append(f"(degraded: slot {absent} missing)", style="yellow")
-    out.print(line)

@@ -70,6 +70,8 @@ class Server:
 
     def __init__(self, app: Any, where: Place, identity: Identity | None = None) -> None:
         uvicorn = require("uvicorn", extra="edge", why="serve HTTP")
+        from vitlet.partition.web.protocol import PatientProtocol
+
         self._socket = _listen(where)
         scheme, name = ("https" if where.tls else "http"), where.host
         shown = f"[{name}]" if ":" in name else name
@@ -81,7 +83,7 @@ class Server:
                 "ssl_keyfile": identity.file(KEY),
             }
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", ws="none", http="h11",
+            app, log_config=None, access_log=False, lifespan="off", ws="none", http=PatientProtocol,
             loop="asyncio", limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=10,
             timeout_graceful_shutdown=1, server_header=False, h11_max_incomplete_event_size=16384,
             **tls,

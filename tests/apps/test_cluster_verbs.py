@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from films import write_film
 from light_plan import light_plan
 from PIL import Image
 from worker_processes import WorkerProcesses, free_port
@@ -100,6 +101,9 @@ def test_senseless_calls_are_exit_code_2(cli, plan, pictures, here):
     assert cli("run", plan).code == 2
     assert cli("run", plan, pictures, "--stdin").code == 2
     assert cli("run", plan, pictures, "--http", ":0").code == 2
+    assert cli("run", plan, pictures, "--camera", "0").code == 2
+    ran = cli("run", plan, "--camera", pictures / "no.avi", "--listen", here)
+    assert ran.code == 2 and "cannot be opened: expected the number of a camera" in ran.err
     assert cli("run", plan, "--http", "192.0.2.1:80", "--listen", here).code == 2
     assert cli("run", plan, "--http", "8080", "--listen", here).code == 2
     assert cli("run", plan.with_name("no.plan"), pictures).code == 2
@@ -136,6 +140,15 @@ def test_images_are_classified_over_workers_and_a_lost_one_is_told(cli, plan, tm
         assert ran.code == 0 and [image["degraded"] for image in full["images"]] == [False] * 3
         ran = cli("run", plan, tmp_path / "bad.png", good[0], *where)
         assert ran.code == 6 and "1 image of 2 could not be read" in ran.err and "class-" in ran.out
+        film = tmp_path / "film.avi"
+        write_film(film, 5)
+        ran = cli("run", plan, "--camera", film, *where, "--json")
+        seen = [json.loads(line) for line in ran.out.splitlines()]
+        assert ran.code == 0 and [one["frame"] for one in seen] == [0, 1, 2, 3, 4]
+        assert all(not one["degraded"] and len(one["predictions"]) == 3 for one in seen)
+        ran = cli("run", plan, "--camera", film, "--frames", 2, *where)
+        assert ran.code == 0 and "frame 1  class-" in ran.out and "frame 2" not in ran.out
+        assert "2 frames, 0 passed over, 0 degraded" in ran.err
         status = json.loads(cli("status", "--listen", here, "--json").out)
         assert [worker["device"] for worker in status["workers"]] == ["alpha", "beta", "gamma"]
         watch = ("top", "--listen", here, "--every", "1500ms", "--looks", "1")

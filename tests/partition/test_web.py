@@ -21,6 +21,7 @@ from vitlet.errors import UsageError
 from vitlet.partition.coordinator import Coordinator
 from vitlet.partition.gather import Policy
 from vitlet.partition.threads import ThreadJobs
+from vitlet.partition.web import protocol
 from vitlet.partition.web import token as tokens
 from vitlet.partition.web.api import PAGES, build
 from vitlet.partition.web.server import Place, Server, place
@@ -261,6 +262,21 @@ def test_metrics_count_what_was_answered(site, png):
     assert found["vitlet_latency_seconds_bucket", "+Inf"] == len(site.coordinator.latency)
     assert found["vitlet_slot_holders", "1"] >= 1
     assert found["vitlet_worker_queue", "beta"] == 0
+
+
+def test_a_client_that_never_ends_its_headers_is_closed(site, monkeypatch):
+    monkeypatch.setattr(protocol, "HEADER_PATIENCE", 0.3)
+    host, port = site.server.url.removeprefix("http://").split(":")
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    where = (host, int(port))
+    with (
+        socket.create_connection(where, timeout=SOON) as silent,
+        socket.create_connection(where, timeout=SOON) as second,
+    ):
+        second.sendall(request + b"\r\n")
+        assert second.recv(4096).startswith(b"HTTP/1.1 ")
+        second.sendall(request)  # and another one that never ends
+        assert silent.recv(4096) == b"" and second.recv(4096) == b""
 
 
 def test_the_pages_come_from_here_alone_and_hold_nothing(site):
