@@ -15,7 +15,7 @@ from vitlet.apps.output import Output
 from vitlet.apps.units import percent, plural
 from vitlet.apps.verbs.predict import short
 from vitlet.errors import CorruptInputError, DeadlineError
-from vitlet.partition.coordinator import Coordinator
+from vitlet.partition.cluster.coordinator import Coordinator
 
 
 def classify(

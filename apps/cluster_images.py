@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from vitlet.data.image import ImageLike, load_image
 from vitlet.errors import VitletError
-from vitlet.partition.answer import Answer
-from vitlet.partition.coordinator import Coordinator
+from vitlet.partition.cluster.answer import Answer
+from vitlet.partition.cluster.coordinator import Coordinator
 
 
 @dataclass(frozen=True)

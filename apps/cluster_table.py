@@ -24,7 +24,7 @@ def workers_table(
     """Return the table.
 
     Args:
-        workers: what they tell about themselves, as `vitlet.partition.survey` gives it.
+        workers: what they tell about themselves, as `vitlet.partition.cluster.survey` gives it.
         seen: device -> seconds since its last report; None leaves the column out.
         rates: device -> answers per second; None leaves the column out.
     """

@@ -21,8 +21,8 @@ from vitlet.errors import DeadlineError
 from vitlet.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from vitlet.partition.answer import Answer
-    from vitlet.partition.coordinator import Coordinator
+    from vitlet.partition.cluster.answer import Answer
+    from vitlet.partition.cluster.coordinator import Coordinator
     from vitlet.partition.plan import Plan
 
 _START = "import sys; from vitlet.apps.cli import main; sys.exit(main())"
@@ -85,9 +85,9 @@ class ClusterAct:
         Raises:
             DeadlineError: the workers did not start.
         """
-        from vitlet.partition.coordinator import Coordinator
-        from vitlet.partition.gather import Policy
-        from vitlet.partition.zenoh_transport import Network, ZenohTransport
+        from vitlet.partition.cluster.coordinator import Coordinator
+        from vitlet.partition.cluster.gather import Policy
+        from vitlet.partition.cluster.zenoh_transport import Network, ZenohTransport
 
         assert self.plan is not None  # `export` comes first
         names = [device.name for device in self.plan.devices]
@@ -159,8 +159,8 @@ class ClusterAct:
 
     def _compare(self, images: NDArray[np.uint8], answers: list[Answer]) -> bool:
         """Compute the same in this process; tell whether every logit is the same."""
-        from vitlet.partition.answer import Fuser
-        from vitlet.partition.loaded import LoadedSlot
+        from vitlet.partition.cluster.answer import Fuser
+        from vitlet.partition.cluster.loaded import LoadedSlot
 
         assert self.plan is not None
         fuser = Fuser(self.plan)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitlet.errors import StorageError
 from vitlet.partition.devices import Device, read_devices, write_devices
-from vitlet.partition.probe import measure_speed
+from vitlet.partition.placing.probe import measure_speed
 
 
 def measure(name: str | None, threads: int, seconds: float) -> Device:

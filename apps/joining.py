@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from vitlet.partition.identity import Identity
-    from vitlet.partition.zenoh_transport import Network, ZenohTransport
+    from vitlet.partition.cluster.identity import Identity
+    from vitlet.partition.cluster.zenoh_transport import Network, ZenohTransport
 
 _PANEL = "Network"
 HOME = "home"
@@ -101,10 +101,10 @@ def joining(
         CorruptInputError: the certificates are not good.
     """
     from vitlet.errors import UsageError
-    from vitlet.partition.beacon import listen as hear
-    from vitlet.partition.endpoints import PORT, endpoint, is_loopback
-    from vitlet.partition.identity import load_identity
-    from vitlet.partition.zenoh_transport import Network
+    from vitlet.partition.cluster.beacon import listen as hear
+    from vitlet.partition.cluster.endpoints import PORT, endpoint, is_loopback
+    from vitlet.partition.cluster.identity import load_identity
+    from vitlet.partition.cluster.zenoh_transport import Network
 
     identity = None if keys is None else load_identity(keys)
     if identity is not None and cluster not in (None, identity.roster.cluster):
@@ -139,8 +139,8 @@ def open_transport(joined: Joining, *, coordinator: bool) -> ZenohTransport:
     from dataclasses import replace
 
     from vitlet.errors import UsageError
-    from vitlet.partition.endpoints import PORT
-    from vitlet.partition.zenoh_transport import ZenohTransport
+    from vitlet.partition.cluster.endpoints import PORT
+    from vitlet.partition.cluster.zenoh_transport import ZenohTransport
 
     network = joined.network
     try:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from vitlet.apps.output import Output, facts
 
 if TYPE_CHECKING:
-    from vitlet.partition.coordinator import Coordinator
-    from vitlet.partition.identity import Identity
-    from vitlet.partition.web.server import Place
+    from vitlet.partition.cluster.coordinator import Coordinator
+    from vitlet.partition.cluster.identity import Identity
+    from vitlet.partition.cluster.web.server import Place
 
 
 def serve(
@@ -33,10 +33,10 @@ def serve(
         UsageError: the address cannot be used, or the token is no good.
         StorageError: the token cannot be written.
     """
-    from vitlet.partition.cache import default_cache
-    from vitlet.partition.web.api import build
-    from vitlet.partition.web.server import Server
-    from vitlet.partition.web.token import VARIABLE, obtain
+    from vitlet.partition.cluster.cache import default_cache
+    from vitlet.partition.cluster.web.api import build
+    from vitlet.partition.cluster.web.server import Server
+    from vitlet.partition.cluster.web.token import VARIABLE, obtain
 
     token, found = obtain(token_file or default_cache() / "http-token")
     server = Server(build(coordinator, token, out.log), where, identity)

@@ -18,16 +18,16 @@ from vitlet.data.labelled import LabelledImages, fashion_mnist
 from vitlet.data.spec import Preprocess
 from vitlet.models.deit import DeiT
 from vitlet.models.registry import ModelInfo
-from vitlet.partition.classes import deal_classes
-from vitlet.partition.cut import spread_weights, widths_of
 from vitlet.partition.evaluate import clock
-from vitlet.partition.features import feature, logits
-from vitlet.partition.fusion import FusionTask, fused_logits
-from vitlet.partition.judge import judge
 from vitlet.partition.reference import compile_features, full_engine
-from vitlet.partition.small import ensemble_probabilities, train_small
-from vitlet.partition.teacher import accuracy, answers, model_digest
-from vitlet.partition.train import (
+from vitlet.partition.submodels.classes import deal_classes
+from vitlet.partition.submodels.cut import spread_weights, widths_of
+from vitlet.partition.submodels.features import feature, logits
+from vitlet.partition.submodels.fusion import FusionTask, fused_logits
+from vitlet.partition.submodels.judge import judge
+from vitlet.partition.submodels.small import ensemble_probabilities, train_small
+from vitlet.partition.submodels.teacher import accuracy, answers, model_digest
+from vitlet.partition.submodels.train import (
     Settings,
     TrainedSplit,
     hold_out,
@@ -35,7 +35,7 @@ from vitlet.partition.train import (
     slot_features,
     train_split,
 )
-from vitlet.partition.widths import Geometry, Widths, keep_heads
+from vitlet.partition.submodels.widths import Geometry, Widths, keep_heads
 
 SPEC = Preprocess(size=(28, 28), resize_to=28, mean=(0.2860,), std=(0.3530,), mode="L")
 KEEP = {2: 4, 3: 3, 5: 2, 10: 1}  # of 8 heads, for so many devices

@@ -28,12 +28,12 @@ import torch
 from _partition import FULL, KEEP, QUICK, Bench
 
 from vitlet.partition.chart import Point, chart
-from vitlet.partition.cut import Kept, cut, widths_of
 from vitlet.partition.devices import Device
 from vitlet.partition.evaluate import evaluate
 from vitlet.partition.exporting import export_plan
-from vitlet.partition.search import search_widths
-from vitlet.partition.widths import Geometry, cost, full_cost, keep_heads
+from vitlet.partition.placing.search import search_widths
+from vitlet.partition.submodels.cut import Kept, cut, widths_of
+from vitlet.partition.submodels.widths import Geometry, cost, full_cost, keep_heads
 
 SEEDS = (0, 1, 2)
 STAGES = (

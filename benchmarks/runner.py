@@ -41,11 +41,11 @@ from worker_processes import WorkerProcesses, free_port
 
 from vitlet.data.preprocess import preprocess
 from vitlet.errors import DeadlineError
-from vitlet.partition.coordinator import Coordinator
-from vitlet.partition.frame import PLAN_BYTES, Body, Frame, Kind, encode
-from vitlet.partition.gather import Policy
+from vitlet.partition.cluster.coordinator import Coordinator
+from vitlet.partition.cluster.frame import PLAN_BYTES, Body, Frame, Kind, encode
+from vitlet.partition.cluster.gather import Policy
+from vitlet.partition.cluster.zenoh_transport import Network, ZenohTransport
 from vitlet.partition.plan import Plan
-from vitlet.partition.zenoh_transport import Network, ZenohTransport
 from vitlet.runtime.ort import OrtEngine
 
 SMALL = Shape(slots=5, side=224, mode="RGB", classes=10, hidden=16)  # 9.6 MB each

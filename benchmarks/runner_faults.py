@@ -36,9 +36,9 @@ from tcp_proxy import TcpProxy
 from worker_processes import free_port
 
 from vitlet.errors import DeadlineError
-from vitlet.partition.coordinator import Coordinator
-from vitlet.partition.gather import Policy
-from vitlet.partition.zenoh_transport import Network, ZenohTransport
+from vitlet.partition.cluster.coordinator import Coordinator
+from vitlet.partition.cluster.gather import Policy
+from vitlet.partition.cluster.zenoh_transport import Network, ZenohTransport
 
 DEADLINE = 0.5  # seconds
 CHILD = str(Path(__file__).parents[1] / "tests" / "odd_worker.py")

@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from runner_faults import Trial
 from tcp_proxy import TcpProxy
 
+from vitlet.partition.cluster.gather import Policy
+from vitlet.partition.cluster.simulate import Conditions, simulate
+from vitlet.partition.cluster.simulated import Outages
 from vitlet.partition.devices import Device
-from vitlet.partition.gather import Policy
 from vitlet.partition.plan import Plan
-from vitlet.partition.simulate import Conditions, simulate
-from vitlet.partition.simulated import Outages
 
 COMPUTE = {"alpha": 0.04, "beta": 0.06, "gamma": 0.05}  # seconds a request; gamma has two slots
 DELAY = {"alpha": 0.005, "beta": 0.02, "gamma": 0.01}  # seconds, one way

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import vitlet
 from vitlet.data.spec import Preprocess
 from vitlet.errors import BundleError, StorageError, UsageError
-from vitlet.partition.assign import Assignment, Placement
-from vitlet.partition.classes import CLASS_STRATEGIES, Parts, check_counts, deal_classes
 from vitlet.partition.devices import Device, check_devices, parse_devices
-from vitlet.partition.greedy import preference
-from vitlet.partition.search import Bounds, Found, search_widths
-from vitlet.partition.widths import Cost, Geometry, Widths, cost, full_cost
+from vitlet.partition.placing.assign import Assignment, Placement
+from vitlet.partition.placing.greedy import preference
+from vitlet.partition.placing.search import Bounds, Found, search_widths
+from vitlet.partition.submodels.classes import CLASS_STRATEGIES, Parts, check_counts, deal_classes
+from vitlet.partition.submodels.widths import Cost, Geometry, Widths, cost, full_cost
 from vitlet.runtime.bundle import read_json
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class Choices:
 
     Attributes:
         slots: number of sub-models; None for one a device.
-        classes: how classes are dealt, as in `vitlet.partition.classes.deal_classes`.
-        assign: how sub-models are placed, as in `vitlet.partition.assign.assign`.
-        prune: "per-model" or "global", as in `vitlet.partition.search.search_widths`.
+        classes: how classes are dealt, as in `vitlet.partition.submodels.classes.deal_classes`.
+        assign: how sub-models are placed, as in `vitlet.partition.placing.assign.assign`.
+        prune: "per-model" or "global", as in `vitlet.partition.placing.search.search_widths`.
         keep: heads that the search begins with; None for all.
         total_bytes: of all sub-models' parameters; None for as many as the full model has.
         seconds: until the last feature is there; None for any time.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vitlet.errors import StorageError, UnsupportedError
 from vitlet.models.deit import DeiT
-from vitlet.partition.work import save_full
+from vitlet.partition.submodels.work import save_full
 
 MODEL = "vit_fashion"
 

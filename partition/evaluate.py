@@ -21,8 +21,8 @@ from vitlet.data.labelled import LabelledImages
 from vitlet.data.spec import Preprocess
 from vitlet.errors import UsageError
 from vitlet.ops.resize_normalize import resize_normalize
-from vitlet.partition.judge import Case, Judgement, judge
 from vitlet.partition.plan import Plan, load_plan
+from vitlet.partition.submodels.judge import Case, Judgement, judge
 from vitlet.runtime.bundle import Bundle
 from vitlet.runtime.ort import OrtEngine, session_options
 

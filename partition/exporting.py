@@ -14,7 +14,6 @@ import vitlet
 from vitlet.errors import StorageError, UsageError
 from vitlet.models.deit import DeiT
 from vitlet.partition.bundles import export_graph, features_graph, fusion_graph
-from vitlet.partition.cut import widths_of
 from vitlet.partition.devices import Device
 from vitlet.partition.evaluate import clock
 from vitlet.partition.plan import (
@@ -29,8 +28,9 @@ from vitlet.partition.plan import (
     write_plan,
 )
 from vitlet.partition.reference import FeatureModel
-from vitlet.partition.train import TrainedSplit
-from vitlet.partition.widths import Geometry, cost, full_cost
+from vitlet.partition.submodels.cut import widths_of
+from vitlet.partition.submodels.train import TrainedSplit
+from vitlet.partition.submodels.widths import Geometry, cost, full_cost
 from vitlet.runtime.bundle import Bundle
 from vitlet.runtime.manifest import Target
 from vitlet.runtime.progress import Progress, null_progress
@@ -57,7 +57,7 @@ def export_plan(
     ``details["latency_here"]`` was measured in ONNX Runtime with one thread of this machine.
 
     Args:
-        trained: from `vitlet.partition.train.train_split`.
+        trained: from `vitlet.partition.submodels.train.train_split`.
         model: the full model.
         out: the plan's folder.
         devices: that `placement` speaks of.

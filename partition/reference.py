@@ -14,7 +14,7 @@ from vitlet.errors import UsageError
 from vitlet.export.onnx import export_onnx
 from vitlet.export.trace import Graph
 from vitlet.models.deit import DeiT
-from vitlet.partition.features import feature, logits
+from vitlet.partition.submodels.features import feature, logits
 from vitlet.runtime.manifest import TensorSpec
 from vitlet.runtime.ort import OrtEngine
 

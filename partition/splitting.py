@@ -36,12 +36,18 @@ from vitlet.partition.draft import (
     write_draft,
 )
 from vitlet.partition.exporting import export_plan
-from vitlet.partition.features import feature, logits
 from vitlet.partition.plan import Plan
-from vitlet.partition.teacher import accuracy, model_digest
-from vitlet.partition.train import Settings, TrainedSplit, train_split
-from vitlet.partition.widths import Geometry
-from vitlet.partition.work import load_full, load_trained, save_full, save_trained, untrained
+from vitlet.partition.submodels.features import feature, logits
+from vitlet.partition.submodels.teacher import accuracy, model_digest
+from vitlet.partition.submodels.train import Settings, TrainedSplit, train_split
+from vitlet.partition.submodels.widths import Geometry
+from vitlet.partition.submodels.work import (
+    load_full,
+    load_trained,
+    save_full,
+    save_trained,
+    untrained,
+)
 from vitlet.runtime.manifest import Target
 from vitlet.runtime.progress import Progress, null_progress
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitlet.partition.evaluate import Evaluation
-    from vitlet.partition.judge import Case
+    from vitlet.partition.submodels.judge import Case
 
 _MOST = 6  # classes and cases that are written out
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from light_plan import light_plan
 
-from vitlet.partition.answer import Answer
-from vitlet.partition.coordinator import Coordinator
-from vitlet.partition.fake import FakeNetwork
-from vitlet.partition.gather import Policy
+from vitlet.partition.cluster.answer import Answer
+from vitlet.partition.cluster.coordinator import Coordinator
+from vitlet.partition.cluster.fake import FakeNetwork
+from vitlet.partition.cluster.gather import Policy
+from vitlet.partition.cluster.threads import DirectJobs
+from vitlet.partition.cluster.worker import Worker
 from vitlet.partition.plan import Plan
-from vitlet.partition.threads import DirectJobs
-from vitlet.partition.worker import Worker
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,15 @@ from collections import Counter
 
 import numpy as np
 
-from vitlet.partition.frame import HEADER_BYTES, Body, Frame, FrameError, Kind, decode, encode
+from vitlet.partition.cluster.frame import (
+    HEADER_BYTES,
+    Body,
+    Frame,
+    FrameError,
+    Kind,
+    decode,
+    encode,
+)
 
 INTERESTING = (0, 1, 2**7, 2**8 - 1, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1)
 

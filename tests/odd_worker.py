@@ -23,15 +23,15 @@ def main() -> None:
     parser.add_argument("--compute", type=float, default=0.0, help="seconds added per request")
     parser.add_argument("--lan", action="store_true", help="leave this machine unencrypted")
     options = parser.parse_args()
-    import vitlet.partition.frame as frame
+    import vitlet.partition.cluster.frame as frame
 
     if options.wire is not None:
         frame.VERSION = options.wire  # before others take it from there
     true = time.time
     time.time = lambda: true() + options.wall
-    from vitlet.partition.loaded import LoadedSlot
-    from vitlet.partition.worker import Worker
-    from vitlet.partition.zenoh_transport import Network, ZenohTransport
+    from vitlet.partition.cluster.loaded import LoadedSlot
+    from vitlet.partition.cluster.worker import Worker
+    from vitlet.partition.cluster.zenoh_transport import Network, ZenohTransport
 
     run = LoadedSlot.run
 

@@ -28,7 +28,7 @@ def init(
     no_progress: NoProgress = False,
 ) -> None:
     """Make a cluster's key and a coordinator's certificate."""
-    from vitlet.partition import certificates
+    from vitlet.partition.cluster import certificates
 
     with Output(json, quiet, verbose, not no_progress) as out:
         member = certificates.init(folder, cluster, coordinator)
@@ -58,8 +58,8 @@ def issue(
     no_progress: NoProgress = False,
 ) -> None:
     """Make a device's certificate."""
-    from vitlet.partition import certificates
-    from vitlet.partition.identity import ROSTER
+    from vitlet.partition.cluster import certificates
+    from vitlet.partition.cluster.identity import ROSTER
 
     with Output(json, quiet, verbose, not no_progress) as out:
         member = certificates.issue(folder, name, coordinator=coordinator, days=days)
@@ -84,8 +84,8 @@ def revoke(
     no_progress: NoProgress = False,
 ) -> None:
     """Take a device off the roster: it is refused from then on."""
-    from vitlet.partition import certificates
-    from vitlet.partition.identity import ROSTER
+    from vitlet.partition.cluster import certificates
+    from vitlet.partition.cluster.identity import ROSTER
 
     with Output(json, quiet, verbose, not no_progress) as out:
         common = certificates.revoke(folder, name)

@@ -67,7 +67,7 @@ def evaluate(
         full: Any = None
         if work is not None:
             from vitlet.partition.draft import read_draft
-            from vitlet.partition.work import load_full
+            from vitlet.partition.submodels.work import load_full
 
             full = load_full(read_draft(work), work)
         found = []

@@ -182,7 +182,7 @@ def plan(
         with out.progress(f"build {model}"):
             module = full.build()
         from vitlet.partition.splitting import accuracy_on_some, plan_split
-        from vitlet.partition.widths import Geometry
+        from vitlet.partition.submodels.widths import Geometry
 
         count = Geometry.of(module).classes
         draft = plan_split(

@@ -70,11 +70,11 @@ def simulate(
     """Predict latency, throughput and availability from profiles."""
     from vitlet.apps.hints import existing
     from vitlet.apps.lists import duration, numbers
-    from vitlet.partition.gather import Policy
+    from vitlet.partition.cluster.gather import Policy
+    from vitlet.partition.cluster.simulate import MAX_DEVICES, Conditions, spread
+    from vitlet.partition.cluster.simulate import simulate as run
+    from vitlet.partition.cluster.simulated import Outages
     from vitlet.partition.plan import load_plan
-    from vitlet.partition.simulate import MAX_DEVICES, Conditions, spread
-    from vitlet.partition.simulate import simulate as run
-    from vitlet.partition.simulated import Outages
 
     with Output(json, quiet, verbose, not no_progress) as out:
         existing(plan, "the plan")

@@ -69,9 +69,9 @@ def train(
         if ray is not None:
             require("ray", extra="ray", why="train on a cluster")
         from vitlet.compress.training import Recipe
-        from vitlet.partition.fusion import FusionTask
         from vitlet.partition.splitting import check_data, train_planned
-        from vitlet.partition.train import Settings
+        from vitlet.partition.submodels.fusion import FusionTask
+        from vitlet.partition.submodels.train import Settings
 
         settings = Settings(
             short=Recipe(short_epochs, batch, lr),

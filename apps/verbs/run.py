@@ -14,7 +14,7 @@ from vitlet.apps.options import Json, NoProgress, Quiet, Verbose
 from vitlet.apps.output import Output
 
 if TYPE_CHECKING:
-    from vitlet.partition.coordinator import Coordinator
+    from vitlet.partition.cluster.coordinator import Coordinator
 
 
 def run(
@@ -105,10 +105,10 @@ def run(
     from vitlet.apps.lists import duration
     from vitlet.apps.serving import serve
     from vitlet.errors import UsageError
-    from vitlet.partition.coordinator import Coordinator
-    from vitlet.partition.gather import Policy
+    from vitlet.partition.cluster.coordinator import Coordinator
+    from vitlet.partition.cluster.gather import Policy
+    from vitlet.partition.cluster.web.server import place
     from vitlet.partition.plan import load_plan
-    from vitlet.partition.web.server import place
 
     with Output(json, quiet, verbose, not no_progress) as out:
         existing(plan, "the plan")

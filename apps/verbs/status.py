@@ -31,8 +31,8 @@ def status(
     from vitlet.apps.joining import advice, joining, open_transport
     from vitlet.apps.lists import duration
     from vitlet.errors import DeadlineError
-    from vitlet.partition.survey import other_clusters, survey
-    from vitlet.partition.topics import Topics
+    from vitlet.partition.cluster.survey import other_clusters, survey
+    from vitlet.partition.cluster.topics import Topics
 
     with Output(json, quiet, verbose, not no_progress) as out:
         seconds = duration(wait, "--wait")

@@ -15,7 +15,7 @@ from vitlet.apps.output import Output
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from vitlet.partition.survey import Survey
+    from vitlet.partition.cluster.survey import Survey
 
 
 def top(
@@ -40,8 +40,8 @@ def top(
     """Watch the workers of a cluster, until it is stopped."""
     from vitlet.apps.joining import joining, open_transport
     from vitlet.apps.lists import duration
-    from vitlet.partition.survey import Survey
-    from vitlet.partition.topics import Topics
+    from vitlet.partition.cluster.survey import Survey
+    from vitlet.partition.cluster.topics import Topics
 
     with Output(json, quiet, verbose, not no_progress) as out:
         period = duration(every, "--every")

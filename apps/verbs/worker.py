@@ -13,7 +13,7 @@ from vitlet.apps.options import Json, NoProgress, Quiet, Verbose
 from vitlet.apps.output import Output, facts
 
 if TYPE_CHECKING:
-    from vitlet.partition.worker import Worker
+    from vitlet.partition.cluster.worker import Worker
 
 
 def worker(
@@ -48,7 +48,7 @@ def worker(
     """Lend this device to a cluster, until it is stopped."""
     from vitlet.apps.joining import device_name, joining, open_transport
     from vitlet.apps.lists import byte_size
-    from vitlet.partition.worker import Worker
+    from vitlet.partition.cluster.worker import Worker
 
     with Output(json, quiet, verbose, not no_progress) as out:
         budget = None if memory is None else byte_size(memory, "--memory")

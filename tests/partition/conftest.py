@@ -14,7 +14,7 @@ from vitlet.data.labelled import LabelledImages
 from vitlet.data.spec import Preprocess
 from vitlet.models.deit import DeiT
 from vitlet.models.registry import ModelInfo
-from vitlet.partition.features import logits
+from vitlet.partition.submodels.features import logits
 
 SPEC = Preprocess(size=(8, 8), resize_to=8, mean=(0.5,), std=(0.25,), mode="L")
 CONFIG = {

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitlet.errors import UsageError
-from vitlet.partition.assign import assign
 from vitlet.partition.devices import Device
-from vitlet.partition.loads import InfeasibleError, Load, cost_on, finish_times
+from vitlet.partition.placing.assign import assign
+from vitlet.partition.placing.loads import InfeasibleError, Load, cost_on, finish_times
 
 MB = 1_000_000
 

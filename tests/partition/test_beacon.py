@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitlet.partition.beacon import Beacon, listen, pack_beacon, unpack_beacon
+from vitlet.partition.cluster.beacon import Beacon, listen, pack_beacon, unpack_beacon
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_place_that_cannot_be_reached_does_not_end_the_beacon(port):
 
 def test_a_worker_that_looks_around_joins_the_coordinator_that_calls(port, monkeypatch):
     from vitlet.apps import joining
-    from vitlet.partition.zenoh_transport import Network, ZenohTransport
+    from vitlet.partition.cluster.zenoh_transport import Network, ZenohTransport
 
     monkeypatch.setattr(Beacon.__init__, "__kwdefaults__", {"targets": ("127.0.0.1",), "to": port})
     monkeypatch.setattr(listen, "__kwdefaults__", {"port": port})

@@ -8,9 +8,9 @@ from collections import namedtuple
 import pytest
 
 from vitlet.errors import BundleError, StorageError
-from vitlet.partition import cache as cache_module
-from vitlet.partition.cache import Cache
-from vitlet.partition.push import steps
+from vitlet.partition.cluster import cache as cache_module
+from vitlet.partition.cluster.cache import Cache
+from vitlet.partition.cluster.push import steps
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from vitlet.errors import CorruptInputError, UsageError
-from vitlet.partition import certificates
-from vitlet.partition.endpoints import check_exposure, endpoint, is_loopback
-from vitlet.partition.identity import canonical, check_signature, load_identity, sign
-from vitlet.partition.zenoh_transport import Network, access, settings
+from vitlet.partition.cluster import certificates
+from vitlet.partition.cluster.endpoints import check_exposure, endpoint, is_loopback
+from vitlet.partition.cluster.identity import canonical, check_signature, load_identity, sign
+from vitlet.partition.cluster.zenoh_transport import Network, access, settings
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from vitlet.errors import ShapeError, UsageError
-from vitlet.partition.classes import CLASS_STRATEGIES, Parts, confusable_together, deal_classes
+from vitlet.partition.submodels.classes import (
+    CLASS_STRATEGIES,
+    Parts,
+    confusable_together,
+    deal_classes,
+)
 
 
 def deal(strategy: str, classes: int, parts: int, seed: int = 0) -> Parts:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vitlet.errors import DeadlineError, ShapeError, UsageError
-from vitlet.partition.frame import Frame, Kind, encode
+from vitlet.partition.cluster.frame import Frame, Kind, encode
 from vitlet.partition.plan import load_plan
 
 

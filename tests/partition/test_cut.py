@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from vitlet.errors import UsageError
 from vitlet.models.deit import DeiT
-from vitlet.partition.cut import Kept, build, cut, widths_of
-from vitlet.partition.features import feature, logits
-from vitlet.partition.gates import Gates, gated_logits
+from vitlet.partition.submodels.cut import Kept, build, cut, widths_of
+from vitlet.partition.submodels.features import feature, logits
+from vitlet.partition.submodels.gates import Gates, gated_logits
 
 
 def vit(dim: int = 24, depth: int = 2, heads: int = 3, **config: int) -> DeiT:

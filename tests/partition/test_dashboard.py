@@ -11,12 +11,12 @@ import pytest
 from browser import CHROMIUM, Browser
 from worker_processes import free_port
 
-from vitlet.partition.coordinator import Coordinator
-from vitlet.partition.gather import Policy
-from vitlet.partition.web.api import build
-from vitlet.partition.web.server import Place, Server
-from vitlet.partition.worker import Worker
-from vitlet.partition.zenoh_transport import Network, ZenohTransport
+from vitlet.partition.cluster.coordinator import Coordinator
+from vitlet.partition.cluster.gather import Policy
+from vitlet.partition.cluster.web.api import build
+from vitlet.partition.cluster.web.server import Place, Server
+from vitlet.partition.cluster.worker import Worker
+from vitlet.partition.cluster.zenoh_transport import Network, ZenohTransport
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vitlet.errors import UsageError
-from vitlet.partition import probe
 from vitlet.partition.devices import Device, parse_devices, read_devices, write_devices
+from vitlet.partition.placing import probe
 from vitlet.runtime.ort import OrtEngine
 
 PI: dict[str, Any] = {"name": "pi", "memory": 512_000_000, "speed": 1e9}

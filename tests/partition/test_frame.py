@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from vitlet.errors import ShapeError, UsageError
-from vitlet.partition.frame import (
+from vitlet.partition.cluster.frame import (
     HEADER_BYTES,
     MAX_PAYLOAD,
     Body,
@@ -24,7 +24,7 @@ from vitlet.partition.frame import (
     decode,
     encode,
 )
-from vitlet.partition.replay import Seen
+from vitlet.partition.cluster.replay import Seen
 
 PLAN = bytes(range(16))
 DTYPES = ("uint8", "int8", "int32", "int64", "float16", "float32", "bool")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vitlet.errors import ShapeError, UsageError
 from vitlet.partition.chart import Point, chart
 from vitlet.partition.evaluate import Evaluation, OnDevice
-from vitlet.partition.judge import Judgement, calibration_error, judge, softmax
+from vitlet.partition.submodels.judge import Judgement, calibration_error, judge, softmax
 from vitlet.partition.tables import comparison_table
 
 CLASSES = ((0, 3), (1,), (2,))

@@ -15,12 +15,12 @@ from vitlet.compress.training import Recipe
 from vitlet.data.labelled import LabelledImages
 from vitlet.errors import TrainingError, UsageError
 from vitlet.models.deit import DeiT
-from vitlet.partition.cut import widths_of
-from vitlet.partition.jobs import run_jobs
-from vitlet.partition.prune import Lecture, Task, make_submodel
-from vitlet.partition.student import Student, own_labels
-from vitlet.partition.teacher import answers
-from vitlet.partition.widths import Geometry, Widths, cost, keep_heads
+from vitlet.partition.submodels.cut import widths_of
+from vitlet.partition.submodels.jobs import run_jobs
+from vitlet.partition.submodels.prune import Lecture, Task, make_submodel
+from vitlet.partition.submodels.student import Student, own_labels
+from vitlet.partition.submodels.teacher import answers
+from vitlet.partition.submodels.widths import Geometry, Widths, cost, keep_heads
 
 SMALL = Widths(16, 8, (2, 1), (24, 40))
 SHORT = Recipe(epochs=1, batch=50, lr=2e-3, average=0.9)

@@ -12,11 +12,11 @@ from vitlet.compress.training import Recipe
 from vitlet.data.labelled import LabelledImages
 from vitlet.errors import UsageError
 from vitlet.models.deit import DeiT
-from vitlet.partition.jobs import run_jobs
-from vitlet.partition.prune import Lecture, Task
-from vitlet.partition.teacher import model_digest
-from vitlet.partition.train import hold_out, make_lecture
-from vitlet.partition.widths import Geometry, keep_heads
+from vitlet.partition.submodels.jobs import run_jobs
+from vitlet.partition.submodels.prune import Lecture, Task
+from vitlet.partition.submodels.teacher import model_digest
+from vitlet.partition.submodels.train import hold_out, make_lecture
+from vitlet.partition.submodels.widths import Geometry, keep_heads
 
 pytest.importorskip("ray", reason='pip install "vitlet[ray]"')
 pytestmark = [

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from vitlet.compress.pictures import Pictures
 from vitlet.errors import UsageError
 from vitlet.models.deit import DeiT
-from vitlet.partition.cut import Kept, cut
-from vitlet.partition.scores import (
+from vitlet.partition.submodels.cut import Kept, cut
+from vitlet.partition.submodels.scores import (
     best,
     estimated_scores,
     exact_scores,

@@ -11,9 +11,9 @@ import vitlet
 from vitlet.errors import UnsupportedError, UsageError
 from vitlet.models.deit import DeiT
 from vitlet.partition.devices import Device
-from vitlet.partition.loads import InfeasibleError
-from vitlet.partition.search import Bounds, search_widths
-from vitlet.partition.widths import Geometry, Widths, cost, full_cost, keep_heads
+from vitlet.partition.placing.loads import InfeasibleError
+from vitlet.partition.placing.search import Bounds, search_widths
+from vitlet.partition.submodels.widths import Geometry, Widths, cost, full_cost, keep_heads
 
 MB = 1_000_000
 SMALL = Geometry(

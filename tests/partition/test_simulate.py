@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from vitlet.errors import UsageError
-from vitlet.partition.frame import HEADER_BYTES
-from vitlet.partition.gather import Policy
+from vitlet.partition.cluster.frame import HEADER_BYTES
+from vitlet.partition.cluster.gather import Policy
+from vitlet.partition.cluster.simulate import Conditions, simulate, spread
+from vitlet.partition.cluster.simulated import Outages
 from vitlet.partition.plan import Plan
-from vitlet.partition.simulate import Conditions, simulate, spread
-from vitlet.partition.simulated import Outages
 
 COMPUTE = (0.01, 0.02, 0.04)  # seconds per slot
 DELAY, RATE = 0.005, 10_000.0  # seconds one way; bytes a second

@@ -27,8 +27,7 @@ from vitlet.models.deit import DeiT
 from vitlet.partition.devices import Device
 from vitlet.partition.draft import DRAFT, Choices, read_draft
 from vitlet.partition.evaluate import evaluate
-from vitlet.partition.fusion import FusionTask
-from vitlet.partition.loads import InfeasibleError
+from vitlet.partition.placing.loads import InfeasibleError
 from vitlet.partition.plan import Plan, load_plan
 from vitlet.partition.splitting import (
     class_means,
@@ -37,9 +36,10 @@ from vitlet.partition.splitting import (
     split,
     train_planned,
 )
-from vitlet.partition.train import Settings, train_split
-from vitlet.partition.widths import Geometry, cost, keep_heads
-from vitlet.partition.work import load_trained, save_full
+from vitlet.partition.submodels.fusion import FusionTask
+from vitlet.partition.submodels.train import Settings, train_split
+from vitlet.partition.submodels.widths import Geometry, cost, keep_heads
+from vitlet.partition.submodels.work import load_trained, save_full
 
 SHORT = Settings(
     short=Recipe(epochs=1, batch=50, lr=2e-3),

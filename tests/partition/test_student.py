@@ -12,8 +12,8 @@ from vitlet.compress.pictures import Pictures
 from vitlet.compress.training import seeded
 from vitlet.data.labelled import LabelledImages
 from vitlet.models.deit import DeiT
-from vitlet.partition.cut import Kept
-from vitlet.partition.student import (
+from vitlet.partition.submodels.cut import Kept
+from vitlet.partition.submodels.student import (
     Distillation,
     Lessons,
     grouped,
@@ -80,7 +80,7 @@ def test_a_new_student_says_what_the_full_model_says(full: DeiT, pictures: Pictu
         torch.testing.assert_close(everything, full(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(own[:, 1:], everything[:, [2, 0]], rtol=1e-4, atol=1e-5)
     weight, bias = full.head.weight[[1, 3, 4, 5]], full.head.bias[[1, 3, 4, 5]]
-    from vitlet.partition.features import feature
+    from vitlet.partition.submodels.features import feature
 
     other = feature(full, x) @ weight.mean(0) + bias.mean() + np.log(4)
     torch.testing.assert_close(own[:, 0], other.detach(), rtol=1e-4, atol=1e-4)
@@ -119,7 +119,7 @@ def test_the_loss_is_labels_and_the_full_model_s_answers(
 def test_mirrored_pictures_go_with_the_answers_to_mirrored_pictures(
     data: LabelledImages, pictures: Pictures, full: DeiT
 ) -> None:
-    from vitlet.partition.teacher import answers
+    from vitlet.partition.submodels.teacher import answers
 
     both = Pictures(data, pictures.spec, mirror=True)
     told = answers(full, both)

@@ -18,16 +18,16 @@ from PIL import Image
 from worker_processes import free_port, until
 
 from vitlet.errors import UsageError
-from vitlet.partition.coordinator import Coordinator
-from vitlet.partition.gather import Policy
-from vitlet.partition.threads import ThreadJobs
-from vitlet.partition.web import protocol
-from vitlet.partition.web import token as tokens
-from vitlet.partition.web.api import PAGES, build
-from vitlet.partition.web.server import Place, Server, place
-from vitlet.partition.web.service import MAX_IMAGE
-from vitlet.partition.worker import Worker
-from vitlet.partition.zenoh_transport import Network, ZenohTransport
+from vitlet.partition.cluster.coordinator import Coordinator
+from vitlet.partition.cluster.gather import Policy
+from vitlet.partition.cluster.threads import ThreadJobs
+from vitlet.partition.cluster.web import protocol
+from vitlet.partition.cluster.web import token as tokens
+from vitlet.partition.cluster.web.api import PAGES, build
+from vitlet.partition.cluster.web.server import Place, Server, place
+from vitlet.partition.cluster.web.service import MAX_IMAGE
+from vitlet.partition.cluster.worker import Worker
+from vitlet.partition.cluster.zenoh_transport import Network, ZenohTransport
 
 TOKEN = "a-token-that-is-long-enough"
 LIMIT = 3  # requests under way
@@ -338,8 +338,8 @@ def test_a_port_in_use_is_one_line(site):
 def test_off_this_machine_http_speaks_tls_only(site, tmp_path):
     import ssl
 
-    from vitlet.partition import certificates
-    from vitlet.partition.identity import load_identity
+    from vitlet.partition.cluster import certificates
+    from vitlet.partition.cluster.identity import load_identity
 
     certificates.init(tmp_path / "home.keys")
     identity = load_identity(tmp_path / "home.keys" / "members" / "desk")

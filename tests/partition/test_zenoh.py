@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from vitlet.errors import UsageError
-from vitlet.partition import certificates
-from vitlet.partition.coordinator import Coordinator
-from vitlet.partition.gather import Policy
-from vitlet.partition.identity import load_identity
-from vitlet.partition.transport import Transport
-from vitlet.partition.worker import Worker
-from vitlet.partition.zenoh_transport import Network, ZenohTransport
+from vitlet.partition.cluster import certificates
+from vitlet.partition.cluster.coordinator import Coordinator
+from vitlet.partition.cluster.gather import Policy
+from vitlet.partition.cluster.identity import load_identity
+from vitlet.partition.cluster.transport import Transport
+from vitlet.partition.cluster.worker import Worker
+from vitlet.partition.cluster.zenoh_transport import Network, ZenohTransport
 
 SOON = 20.0  # seconds that nothing here should take, even on a busy machine
 
@@ -177,7 +177,7 @@ def test_workers_wait_for_a_coordinator_that_comes_later(closing, light, tmp_pat
 def test_a_plan_is_not_taken_up_again_when_its_signer_has_left_the_roster(
     closing, light, tmp_path, keys
 ):
-    from vitlet.partition.cache import Cache
+    from vitlet.partition.cluster.cache import Cache
 
     Cache(tmp_path / "alpha").save_plan(light, {"certificate": "", "signature": ""})
     lines: list[str] = []

@@ -24,7 +24,7 @@ from vitlet.data.labelled import LabelledImages
 from vitlet.data.spec import Preprocess
 from vitlet.errors import UsageError
 from vitlet.layers.mixture_linear import MixtureLinear, balance_loss
-from vitlet.partition.teacher import model_digest
+from vitlet.partition.submodels.teacher import model_digest
 
 Model = TypeVar("Model", bound=nn.Module)
 Stage = Literal["shiftadd-attention", "shiftadd-moe"]

@@ -8,10 +8,10 @@ import pytest
 from tcp_proxy import TcpProxy
 from worker_processes import free_port, until
 
-from vitlet.partition.coordinator import Coordinator
-from vitlet.partition.gather import Policy
-from vitlet.partition.worker import Worker
-from vitlet.partition.zenoh_transport import Network, ZenohTransport
+from vitlet.partition.cluster.coordinator import Coordinator
+from vitlet.partition.cluster.gather import Policy
+from vitlet.partition.cluster.worker import Worker
+from vitlet.partition.cluster.zenoh_transport import Network, ZenohTransport
 
 pytestmark = pytest.mark.slow
 SOON = 30.0

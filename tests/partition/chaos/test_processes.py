@@ -17,10 +17,10 @@ import pytest
 from worker_processes import PATIENCE, WorkerProcesses, free_port, until
 
 from vitlet.errors import DeadlineError
-from vitlet.partition.answer import Answer
-from vitlet.partition.coordinator import Coordinator
-from vitlet.partition.gather import Policy
-from vitlet.partition.zenoh_transport import Network, ZenohTransport
+from vitlet.partition.cluster.answer import Answer
+from vitlet.partition.cluster.coordinator import Coordinator
+from vitlet.partition.cluster.gather import Policy
+from vitlet.partition.cluster.zenoh_transport import Network, ZenohTransport
 
 pytestmark = [
     pytest.mark.slow,

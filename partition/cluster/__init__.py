@@ -1,0 +1,1 @@
+"""Runs a plan over a network: workers, the coordinator, certificates, the HTTP API, forecasts."""

@@ -1,0 +1,1 @@
+"""Places sub-models on devices within their memory and energy."""
