@@ -4,8 +4,7 @@
 
 The full model is cut once, by each ranking, and asked to tell the test pictures of a sub-model's
 own classes apart. Equal bytes; three deals of the classes to five devices; mean and deviation over
-the fifteen sub-models. Training hides most of the differences: benchmarks/partition.py shows what is
-left.
+the fifteen sub-models. Training hides most of it: benchmarks/partition.py shows what is left.
 """
 
 from __future__ import annotations
