@@ -3,9 +3,10 @@
     python benchmarks/tvm_speed.py [MODEL ...] [--seconds 3] [--threads 2] [--json FILE]
     python benchmarks/tvm_speed.py deit_tiny --profile 20    where the time goes, by kernel
     python benchmarks/tvm_speed.py casvit_xs --default       beside TVM's own compile (slow)
+    python benchmarks/tvm_speed.py casvit_xs --tune 64 --minutes 8 --records FOLDER
 
 A model is a name of the zoo, with ":text" behind it for the text encoder. Batch 1, made-up weights,
-no tuning. Both run in one process in turn, on one core unless more threads are asked for, in
+no tuning unless asked for, and then both. Both run in one process in turn, on one core unless more threads are asked for, in
 milliseconds of that thread's processor time (of the wall's clock for several threads); medians. The
 ratio is the median over rounds of the quotient within a round, so that a disturbance of the machine
 hits both; with several threads, TVM on one thread is timed as well. First each output is held to
@@ -36,6 +37,7 @@ from export_speed import lively
 
 import vitlet
 from vitlet.export.onnx import export_onnx
+from vitlet.export.options import Tuning
 from vitlet.export.trace import Graph, graphs, trace
 from vitlet.export.tvm import export_tvm
 from vitlet.export.tvm_targets import find_machine
@@ -49,6 +51,7 @@ MODELS = (
 GOALS = {"deit_tiny": 1.6, "deit_small": 1.6, "mobileclip_s0:text": 1.6}
 GOAL = 2.0
 TVM, ORT, DEFAULT, SINGLE = "TVM", "ORT", "TVM default", "TVM 1 thread"
+TUNED = "TVM tuned"
 RESIDENT = """
 import sys, numpy
 from vitlet.runtime.tvm import TvmEngine
@@ -119,9 +122,9 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
         expected = graph.module(*example).numpy()
     feeds = {spec.name: value.numpy() for spec, value in zip(graph.inputs, example, strict=True)}
     export_onnx(graph, folder / "model.onnx")
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), time.process_time()
     export_tvm(graph, folder / "model.tvm.so")
-    compiled = time.perf_counter() - begin
+    compiled, used = time.perf_counter() - begin, time.process_time() - used
     engine = TvmEngine(folder / "model.tvm.so", threads=threads)
     runner = bound(folder / "model.onnx", list(feeds.values()), expected, threads)
     answers: dict[str, Callable[[], Any]] = {
@@ -133,6 +136,12 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
         single = TvmEngine(folder / "model.tvm.so")
         answers[SINGLE] = lambda: next(iter(single.run(feeds).values()))
         ways[SINGLE] = lambda: single.run(feeds)
+    if arguments.tune:
+        tuning = Tuning(arguments.tune, arguments.minutes, arguments.records or folder)
+        export_tvm(graph, folder / "tuned.tvm.so", tuning=tuning)
+        tuned = TvmEngine(folder / "tuned.tvm.so", threads=threads)
+        answers[TUNED] = lambda: next(iter(tuned.run(feeds).values()))
+        ways[TUNED] = lambda: tuned.run(feeds)
     if arguments.default:
         answers[DEFAULT] = ways[DEFAULT] = by_default(graph, feeds)
     errors = {}
@@ -142,7 +151,8 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
             raise SystemExit(f"{name}: {way} is wrong, relative error {errors[way]:.2g}")
     clock = time.thread_time if threads == 1 else time.perf_counter
     times = in_turn(ways, arguments.seconds, clock, least=2 if arguments.default else 7)
-    quotients = [own / peer for own, peer in zip(times[TVM], times[ORT], strict=True)]
+    measured = TUNED if arguments.tune else TVM
+    quotients = [own / peer for own, peer in zip(times[measured], times[ORT], strict=True)]
     if arguments.profile:
         for kernel, calls, spent in profile(engine, feeds)[: arguments.profile]:
             print(f"    {spent:9.3f} ms {calls:4d} x {kernel}")
@@ -152,6 +162,8 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
         "ms": {way: statistics.median(values) / 1e3 for way, values in times.items()},
         "ratio": statistics.median(quotients),
         "compile_s": compiled,
+        "compile_cpu_s": used,
+        "bytes": (folder / "model.tvm.so").stat().st_size,
         "error": errors[TVM],
         "resident_bytes": resident(folder / "model.tvm.so"),
         "weights_bytes": sum(w.numel() * 4 for w in graph.module.parameters()),
@@ -166,11 +178,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--profile", type=int, default=0, metavar="N", help="print N kernels")
     parser.add_argument("--default", action="store_true", help="time TVM's own compile as well")
+    parser.add_argument("--tune", type=int, default=0, metavar="TRIALS", help="of each kernel")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of tuning, each model")
+    parser.add_argument("--records", type=Path, help="folder of what was measured")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     pin(arguments.threads)
     rows = []
     heads = [TVM, ORT, *([SINGLE] if arguments.threads > 1 else [])]
+    heads += [TUNED] if arguments.tune else []
     heads += [DEFAULT] if arguments.default else []
     names = "".join(f"{head:>13}" for head in heads)
     print(f"{'ms':<20}{names}   TVM/ORT compile  error          memory")

@@ -9,13 +9,9 @@ library without the compiler and without torch.
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +20,7 @@ from vitlet._extras import require
 from vitlet.errors import StorageError, UnsupportedError, UsageError, VitletError
 from vitlet.export.link import find_linker, link, make_record
 from vitlet.export.tvm_targets import Machine, find_machine
+from vitlet.export.tvm_translate import last_line, quiet, translate
 from vitlet.layers.spelled_out import rounds_tokens
 from vitlet.runtime.elf import cpu_flags
 from vitlet.runtime.manifest import Artifact, TensorSpec
@@ -94,7 +91,7 @@ def export_tvm(
 
     with step(f"trace {graph.name} for TVM"):
         module = _translate(graph, batch, machine, extern)
-    with step(f"compile {graph.name} with TVM for {machine.cpu}"), _quiet():
+    with step(f"compile {graph.name} with TVM for {machine.cpu}"), quiet():
         executable, weights = _compile(module, machine, tuning, step)
     fixed = batch if isinstance(batch, int) else "batch"
     inputs, outputs = _sized(graph.inputs, fixed), _sized(graph.outputs, fixed)
@@ -165,55 +162,14 @@ def _check_arguments(batch: int | tuple[int, int] | str, precision: str) -> None
 
 
 def _translate(graph: Graph, batch: Any, machine: Machine, extern: bool) -> Any:
-    """Return the graph as a Relax module with its weights as constants."""
-    import torch
-    from tvm.relax.frontend.torch import from_exported_program
-    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
-
-    from vitlet.export.trace import trace
+    """Return the graph as a Relax module, CAS-ViT's token mixers as one operator each."""
     from vitlet.export.tvm_ops.convert import converters
     from vitlet.export.tvm_schedule import tile_for
     from vitlet.layers.fused_mixer import fuse_mixers
 
-    program = trace(replace(graph, module=fuse_mixers(graph.module, "fp32")), batch)
-    with _quiet(), torch.no_grad():
-        program = program.run_decompositions()
-        ours = converters(program, tile_for(machine.cpu_features), extern=extern)
-        known = {**ExportedProgramImporter().create_convert_map(), **ours}
-        unknown: dict[str, list[str]] = {}
-        for node in program.graph.nodes:
-            if node.op == "call_function" and node.target.__name__ not in known:
-                unknown.setdefault(str(node.target), []).append(_module_path(node))
-        if unknown:
-            raise UnsupportedError(
-                f"TVM {importlib.metadata.version('apache-tvm')} cannot take "
-                + "; ".join(
-                    f"{name} (in {', '.join(sorted(set(paths))[:3])})"
-                    for name, paths in unknown.items()
-                )
-                + ": replace these operators, or use the ONNX target"
-            )
-        try:
-            return from_exported_program(
-                program,
-                keep_params_as_input=False,
-                unwrap_unit_return_tuple=True,
-                run_ep_decomposition=False,
-                custom_convert_map=ours,
-            )
-        except VitletError:
-            raise
-        except Exception as error:  # the translator asserts and raises builtins of all kinds
-            raise UnsupportedError(
-                f"TVM cannot translate graph {graph.name!r}: {_last_line(error)}"
-            ) from error
-
-
-def _module_path(node: Any) -> str:
-    """Return where in the model an operator comes from, such as "visual.blocks.0.attn"."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] for entry in stack.values() if entry[0]]
-    return str(paths[-1]) if paths else "the model itself"
+    tile = tile_for(machine.cpu_features)
+    fused = replace(graph, module=fuse_mixers(graph.module, "fp32"))
+    return translate(fused, batch, lambda program: converters(program, tile, extern=extern))
 
 
 def _compile(
@@ -245,27 +201,9 @@ def _compile(
     except VitletError:
         raise
     except Exception as error:
-        raise VitletError(f"TVM failed to compile: {_last_line(error)}") from error
+        raise VitletError(f"TVM failed to compile: {last_line(error)}") from error
     return executable, weights
 
 
 def _sized(specs: tuple[TensorSpec, ...], batch: int | str) -> tuple[TensorSpec, ...]:
     return tuple(replace(spec, shape=(batch, *spec.shape[1:])) for spec in specs)
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back the deprecation warnings and log lines of torch's tracer and TVM."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

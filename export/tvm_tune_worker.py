@@ -22,6 +22,7 @@ import numpy as np
 import tvm
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.analysis import estimate_tir_flops
 from tvm.s_tir.meta_schedule.builder import BuilderResult, PyBuilder
 from tvm.s_tir.meta_schedule.database import JSONDatabase
 from tvm.s_tir.meta_schedule.runner import PyRunner
@@ -151,14 +152,15 @@ def measure(kernel: str, function: Any, job: dict[str, Any], database: Any, room
 
 
 def main(room: Path) -> None:
-    """Measure every kernel of a folder, those that take longest first."""
+    """Measure every kernel of a folder, those that compute most first."""
     load_intrinsics()
     job = json.loads((room / "job.json").read_text())
     module = tvm.ir.load_json((room / "kernels.json").read_text())
     records = Path(job["records"])
     database = JSONDatabase(str(records / WORKLOADS), str(records / RECORDS))
     kernels = {str(v.name_hint)[1:]: f for v, f in module.functions.items()}
-    for kernel, function in kernels.items():
+    amounts = {kernel: estimate_tir_flops(as_module(f)) for kernel, f in kernels.items()}
+    for kernel, function in sorted(kernels.items(), key=lambda item: -amounts[item[0]]):
         if time.monotonic() > job["deadline"]:
             return
         say("begin", kernel)

@@ -35,13 +35,13 @@ _COMPUTED = {
 
 
 def converters(
-    program: torch.export.ExportedProgram, tile: Tile, *, extern: bool = False
+    program: torch.export.ExportedProgram, tile: Tile | None, *, extern: bool = False
 ) -> dict[str, Converter]:
     """Return what `from_exported_program` takes as `custom_convert_map`.
 
     Args:
         program: the one that will be translated; packed weights are read from it.
-        tile: of the processor to compile for.
+        tile: of the processor to compile for; None for CUDA.
         extern: call the C++ kernels instead of compiling loops.
 
     Raises:
@@ -67,7 +67,7 @@ def converters(
 @dataclass(frozen=True)
 class _Converter:
     program: torch.export.ExportedProgram
-    tile: Tile
+    tile: Tile | None
     extern: bool
     translate: Callable[[_Call], Any]
 
@@ -170,13 +170,13 @@ def _mixer(call: _Call) -> Any:
         precision = options["precision"]
         arguments = [x, *_constants(packed.packed(precision).reshape(-1))]
         return call.emit_extern(f"additive_token_mixer.{precision}", arguments, x.ty.shape)
-    tile = call.converter.tile
-    function = mixer.define(_first(x), channels, height, width, tile_rows=tile.rows)
-    return call.emit(
-        mixer.schedule_cpu(function, tile, height * width),
-        [x, *_constants(*mixer.pack_weights(weights))],
-        x.ty.shape,
-    )
+    tile, size = call.converter.tile, (_first(x), channels, height, width)
+    if tile is None:
+        scheduled = mixer.schedule_cuda(mixer.define(*size))
+    else:
+        function = mixer.define(*size, tile_rows=tile.rows)
+        scheduled = mixer.schedule_cpu(function, tile, height * width)
+    return call.emit(scheduled, [x, *_constants(*mixer.pack_weights(weights))], x.ty.shape)
 
 
 def _plain(weight: NDArray[np.float32]) -> tuple[int, ...]:
@@ -218,10 +218,14 @@ def _linear(call: _Call, options: dict[str, Any], packed: Any) -> Any:
     else:
         function = linear.define(
             count, inputs, outputs, format=kind, bias=bool(bias), activation=activation,
-            tile_rows=tile.rows,
+            dot="float32" if tile else "dp4a", tile_rows=tile.rows if tile else 4,
         )  # fmt: skip
+        if tile is None:
+            scheduled = linear.schedule_cuda(function)
+        else:
+            scheduled = linear.schedule_cpu(function, tile, count)
         constants = _constants(linear.words_of(packed), packed.scale, *bias)
-        y = call.emit(linear.schedule_cpu(function, tile, count), [flat, *constants], shape)
+        y = call.emit(scheduled, [flat, *constants], shape)
     return builder.emit(relax.op.reshape(y, relax.ShapeExpr([*outer, outputs])))
 
 
@@ -240,7 +244,11 @@ def _attention(call: _Call) -> Any:
         name = f"binary_linear_attention.{'signed' if signed else 'plain'}"
         name += ".exact" if exact else ".rounded"
         return call.emit_extern(name, [q, k, v, *_constants(*levels, *taps)], v.ty.shape)
-    pack = attention.schedule_pack_cpu(attention.define_pack(batch, heads, tokens, bits))
+    pack = attention.define_pack(batch, heads, tokens, bits)
+    if tile is None:
+        pack = attention.schedule_cuda(pack, attention.PACK_NAME)
+    else:
+        pack = attention.schedule_pack_cpu(pack)
     words = [q.ty.shape[0], heads, tokens, -(-bits // 64)]
     packed = [
         call.emit(pack, [x, *_constants(level)], words, "int64")
@@ -248,7 +256,10 @@ def _attention(call: _Call) -> Any:
     ]
     function = attention.define(
         batch, heads, tokens, bits, values, signed=signed, exact=exact, taps=bool(taps),
-        tile_rows=tile.rows,
+        tile_rows=tile.rows if tile else 1,
     )  # fmt: skip
-    scheduled = attention.schedule_cpu(function, tile, bits)
+    if tile is None:
+        scheduled = attention.schedule_cuda(function)
+    else:
+        scheduled = attention.schedule_cpu(function, tile, bits)
     return call.emit(scheduled, [*packed, v, *_constants(*taps)], v.ty.shape)
