@@ -123,12 +123,14 @@ def linear_ways(rows: int, inputs: int, outputs: int, _folder: Path) -> Ways:
     packed = ops.pack_shift_weight(weight)
     rounded = np.ascontiguousarray(packed.dequantize().T)
     expected = x.astype(np.float64) @ rounded.astype(np.float64)
-    function = linear.define(rows, inputs, outputs, tile_rows=TILE.rows)
+    form = linear.for_cpu(TILE)
+    function = linear.define(rows, inputs, outputs, **form)
     scheduled = linear.schedule_cpu(function, TILE, rows)
     outs = [room((rows, outputs)), room((rows, outputs))]
     parts = packed.panels, packed.sums, packed.scale
+    own = [linear.words_of(packed), packed.scale, *([packed.sums] if form.get("unsigned") else [])]
     ways: Ways = {
-        TIR: compiled(scheduled, x, linear.words_of(packed), packed.scale, out=outs[0]),
+        TIR: compiled(scheduled, x, *own, out=outs[0]),
         EXTERN: extern("shift_linear.shift.none", x, *parts, out=outs[1]),
         CPP: partial(ops.shift_linear, x, packed),
         ORT: product_by_onnxruntime(x, rounded),

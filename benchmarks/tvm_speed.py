@@ -6,12 +6,13 @@
     python benchmarks/tvm_speed.py casvit_xs --tune 64 --minutes 8 --records FOLDER
 
 A model is a name of the zoo, with ":text" behind it for the text encoder. Batch 1, made-up weights,
-no tuning unless asked for, and then both. Both run in one process in turn, on one core unless more threads are asked for, in
-milliseconds of that thread's processor time (of the wall's clock for several threads); medians. The
-ratio is the median over rounds of the quotient within a round, so that a disturbance of the machine
-hits both; with several threads, TVM on one thread is timed as well. First each output is held to
-torch's: a relative error over 1e-4 ends the run. "memory" is the most that a process of its own has
-resident while it loads the library and runs it, Python included, and how many times the weights.
+no tuning unless asked for, and then both. All run in one process in turn, on one core unless more
+threads are asked for, in milliseconds of that thread's processor time (of the wall's clock for
+several threads); medians. The ratio is the median over rounds of the quotient within a round, so
+that a disturbance of the machine hits both; with several threads, TVM on one thread is timed as
+well. First each output is held to torch's: a relative error over 1e-4 ends the run. "memory" is the
+most that a process of its own has resident while it loads the library and runs it, Python included,
+and how many times the weights.
 """
 
 from __future__ import annotations

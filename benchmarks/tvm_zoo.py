@@ -67,7 +67,8 @@ def write(rows: list[dict[str, Any]]) -> None:
     JSON.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     same = ", ".join(f"`{name}` (`{other}`)" for name, other in SAME.items())
     PAGE.write_text(
-        HEAD + "".join(map(line, rows)) + f"\nText encoders that are another model's: {same}.\n", "utf-8"
+        HEAD + "".join(map(line, rows)) + f"\nText encoders that are another model's: {same}.\n",
+        "utf-8",
     )
 
 
@@ -86,11 +87,15 @@ def work(name: str, seconds: str, folder: str) -> None:
     from _common import pin
 
     pin()
-    options = argparse.Namespace(threads=1, seconds=float(seconds), default=False, profile=0, tune=0)
+    options = argparse.Namespace(
+        threads=1, seconds=float(seconds), default=False, profile=0, tune=0
+    )
     row = measure(name, options, Path(folder))
     kept = {key: row[key] for key in KEPT}
     kept["ms"] = {way: round(row["ms"][way], 3) for way in (TVM, ORT)}
-    rounded = {k: round(v, 3) for k, v in kept.items() if k in ("ratio", "compile_s", "compile_cpu_s")}
+    rounded = {
+        k: round(v, 3) for k, v in kept.items() if k in ("ratio", "compile_s", "compile_cpu_s")
+    }
     (Path(folder) / "row.json").write_text(json.dumps({**kept, **rounded}), "utf-8")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tvm import sym, te, tirx
 from tvm.s_tir import Schedule
@@ -30,14 +30,20 @@ GEMM, PANELS = "gemm", "panels"  # names of blocks
 _CACHE = 128 * 1024  # bytes of the first factor that are used for every panel in turn
 _LIGHT = 8  # operations of an epilogue that is written out for every row of a tile
 
+ByteDot = Literal["avx512vnni", "avxvnni", "avx2", "dotprod"]
+
 
 @dataclass(frozen=True)
 class Tile:
-    """Register tile: `rows` x `columns` accumulators of float32, `lanes` to a vector register."""
+    """Register tile: `rows` x `columns` accumulators of float32, `lanes` to a vector register.
+
+    `dot` is what a processor sums products of bytes with, if that is faster than in float32.
+    """
 
     rows: int
     columns: int
     lanes: int
+    dot: ByteDot | None = None
 
 
 def product(shape: Sequence[Any], row: Callable[..., Any], panels: Any, columns: int) -> Any:

@@ -29,10 +29,13 @@ Tune = Callable[[dict[str, Any]], Mapping[str, Any]]
 def tile_for(cpu_features: tuple[str, ...]) -> Tile:
     """Return the tile that fills, and does not spill, the vector registers of a processor."""
     if "avx512f" in cpu_features:
-        return Tile(8, 32, 16)  # 16 of 32 registers of 16
+        # 16 of 32 registers of 16
+        return Tile(8, 32, 16, "avx512vnni" if "avx512_vnni" in cpu_features else None)
     if "avx2" in cpu_features:
-        return Tile(6, 16, 8)  # 12 of 16 registers of 8
-    return Tile(6, 16, 4)  # NEON: 24 of 32 registers of 4
+        # 12 of 16 registers of 8
+        return Tile(6, 16, 8, "avxvnni" if "avx_vnni" in cpu_features else "avx2")
+    # NEON: 24 of 32 registers of 4
+    return Tile(6, 16, 4, "dotprod" if "asimddp" in cpu_features else None)
 
 
 def pipeline(target: Any, tile: Tile, weights: list[NDArray[Any]], tune: Tune | None = None) -> Any:

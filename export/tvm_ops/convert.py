@@ -216,15 +216,16 @@ def _linear(call: _Call, options: dict[str, Any], packed: Any) -> Any:
         constants = _constants(packed.panels, packed.sums, packed.scale, *bias)
         y = call.emit_extern(f"shift_linear.{kind}.{activation}", [flat, *constants], shape)
     else:
+        form = linear.for_cpu(tile) if tile else {"dot": "dp4a", "tile_rows": 4}
         function = linear.define(
-            count, inputs, outputs, format=kind, bias=bool(bias), activation=activation,
-            dot="float32" if tile else "dp4a", tile_rows=tile.rows if tile else 4,
-        )  # fmt: skip
+            count, inputs, outputs, format=kind, bias=bool(bias), activation=activation, **form
+        )
         if tile is None:
             scheduled = linear.schedule_cuda(function)
         else:
             scheduled = linear.schedule_cpu(function, tile, count)
-        constants = _constants(linear.words_of(packed), packed.scale, *bias)
+        sums = [packed.sums] if form.get("unsigned") else []
+        constants = _constants(linear.words_of(packed), packed.scale, *sums, *bias)
         y = call.emit(scheduled, [flat, *constants], shape)
     return builder.emit(relax.op.reshape(y, relax.ShapeExpr([*outer, outputs])))
 

@@ -2,7 +2,9 @@
 
 A processor without 8-bit dot products multiplies fastest in float32, and there the sums are as
 exact: a product is below 2^14, so 1024 of them stay whole numbers. CUDA has a dot product of four
-bytes, `__dp4a`. Weights come in the kernel's own order (`ShiftWeight.panels`), four bits each.
+bytes, `__dp4a`, and other processors have vectors of them (`vitlet.export.tvm_ops.byte_dot`), some
+of unsigned bytes: those get 128 more, and 128 times the weights' sum is taken from the result.
+Weights come in the kernel's own order (`ShiftWeight.panels`), four bits each.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from tvm import te, tirx, topi
 
 from vitlet.export.tvm_gemm import Tile
-from vitlet.export.tvm_ops import loops
+from vitlet.export.tvm_ops import byte_dot, loops
 from vitlet.ops import Int8Weight, ShiftWeight
 
 Format = Literal["shift", "wide", "dense"]
@@ -50,12 +52,14 @@ def define(
     bias: bool = False,
     activation: Literal["none", "gelu"] = "none",
     dot: Dot = "float32",
+    unsigned: bool = False,
     tile_rows: int = 6,
 ) -> Any:
     """Return ``activation(x @ weight.T + bias)`` as a function of TVM, without a schedule.
 
     Its arguments: x float32 (rows, inputs); words int32, from `words_of`; scale float32 (outputs,);
-    bias float32 (outputs,) if asked for; the result float32 (rows, outputs).
+    sums int32, the packed weight's, if `unsigned`; bias float32 (outputs,) if asked for; the result
+    float32 (rows, outputs).
 
     Args:
         rows: of x; None for any number.
@@ -65,6 +69,7 @@ def define(
         bias: whether there is one.
         activation: "gelu" or "none".
         dot: how products are summed, without rounding either way.
+        unsigned: with "dp4a", whether the bytes of x are to be 128 more than they are.
         tile_rows: rows are rounded up to a multiple of at most so many.
     """
     m_size = tirx.Var("rows", "int32") if rows is None else rows
@@ -75,8 +80,15 @@ def define(
     scale = te.placeholder((outputs,), "float32", "scale")
     top, row_scale = _row_sizes(x, m_size, inputs)
     padded = loops.round_up(m_size, loops.rows_of_tile(rows, tile_rows))
-    make = _sums_in_floats if dot == "float32" else _sums_of_four
-    total = make(x, words, top, padded, format)
+    arguments = [x, words, scale]
+    if dot == "float32":
+        total = _sums_in_floats(x, words, top, padded, format)
+    else:
+        total = _sums_of_four(x, words, top, padded, format, 128 if unsigned else 0)
+    if unsigned:
+        sums, too_much = te.placeholder((panels * 64,), "int32", "sums"), total
+        arguments.append(sums)
+        total = lambda m, n: too_much(m, n) - sums[n] * _i32(128)  # noqa: E731
 
     def linear(m: Any, n: Any) -> Any:
         if format == "wide":
@@ -87,7 +99,6 @@ def define(
             y = tirx.Cast("float32", total(m, n))
         return y * (row_scale(m) * scale[n])
 
-    arguments = [x, words, scale]
     # A name that begins so is computed where it is used: see `loops.begin`.
     out = te.compute((m_size, outputs), linear, "inline_linear" if bias else "out")
     if bias:
@@ -106,13 +117,25 @@ def define(
     return te.create_prim_func([*arguments, out])
 
 
+def for_cpu(tile: Tile) -> dict[str, Any]:
+    """Return what `define` is told of a processor that `schedule_cpu` is to schedule for."""
+    if tile.dot is None:
+        return {"tile_rows": tile.rows}
+    form = byte_dot.form(tile.dot)
+    return {"dot": "dp4a", "unsigned": form.unsigned, "tile_rows": form.rows}
+
+
 def schedule_cpu(function: Any, tile: Tile, rows: int | None) -> Any:
-    """Return a definition with dot="float32" in tiles that fill a processor's registers."""
+    """Return a definition made with `for_cpu` in tiles that fill a processor's registers."""
     schedule = loops.begin(function)
-    height = loops.rows_of_tile(rows, tile.rows)
-    loops.tile_product(schedule, "part", height, tile.columns, within=["weights"])
+    if tile.dot is None:
+        height = loops.rows_of_tile(rows, tile.rows)
+        loops.tile_product(schedule, "part", height, tile.columns, within=["weights"])
+    else:
+        height = loops.rows_of_tile(rows, byte_dot.form(tile.dot).rows)
+        byte_dot.tile(schedule, "total", tile.dot, height, within=["weights"])
     for name in loops.block_names(schedule):
-        if name in ("rounded", "total", "out", "activated"):
+        if name in ("rounded", "out", "activated") or (name == "total" and tile.dot is None):
             loops.spread(schedule, name, 16)
     schedule.parallel(schedule.get_loops(schedule.get_sblock("top"))[0])
     return loops.finish(schedule, NAME)
@@ -215,7 +238,7 @@ def _sums_in_floats(x: Any, words: Any, top: Any, padded: Any, format: Format) -
     return lambda m, n: total[n // 64, m, n % 64]
 
 
-def _sums_of_four(x: Any, words: Any, top: Any, padded: Any, format: Format) -> Any:
+def _sums_of_four(x: Any, words: Any, top: Any, padded: Any, format: Format, offset: int) -> Any:
     panels, high = int(words.shape[0]), int(words.shape[1])
     rounded = _rounder(x, top)
 
@@ -227,7 +250,7 @@ def _sums_of_four(x: Any, words: Any, top: Any, padded: Any, format: Format) -> 
 
     q = te.compute(
         (padded, high),
-        lambda m, k: four(lambda i: tirx.Cast("int32", rounded(m, k * 4 + i))),
+        lambda m, k: four(lambda i: tirx.Cast("int32", rounded(m, k * 4 + i)) + _i32(offset)),
         "rounded",
     )
 

@@ -62,13 +62,15 @@ def test_a_board_computes_the_model(
     compare(model, x, tmp_path)
 
 
-@pytest.mark.parametrize("kind", [Mixer, Linears, Attention])
+@pytest.mark.parametrize(
+    ("kind", "target"), [(Mixer, TRIPLE), (Linears, "raspberry-pi-5"), (Attention, TRIPLE)]
+)
 def test_a_board_computes_our_operators(
-    kind: type[nn.Module], runner: Path, tmp_path: Path
+    kind: type[nn.Module], target: str, runner: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     model = kind()
-    export_tvm(graph_of(model), tmp_path / "m.tvm.so", triple=TRIPLE, batch=2)
+    export_tvm(graph_of(model), tmp_path / "m.tvm.so", target=target, batch=2)
     x = torch.randn(2, *model.shape)  # type: ignore[misc]
     run(runner, x, tmp_path)
     compare(model, x, tmp_path)

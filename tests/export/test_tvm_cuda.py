@@ -57,5 +57,5 @@ def test_wrong_wishes_are_refused_before_any_work() -> None:
     graph = graph_of(Steps())
     with pytest.raises(UsageError, match="at least 1, got 0"):
         cuda_source(graph, batch=0)
-    with pytest.raises(UsageError, match='such as "sm_80", got \'ampere\''):
+    with pytest.raises(UsageError, match="such as \"sm_80\", got 'ampere'"):
         cuda_source(graph, arch="ampere")

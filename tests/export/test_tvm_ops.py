@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from vitlet import ops
 from vitlet.errors import ShapeError
 from vitlet.export.tvm_ops import additive_token_mixer as mixer
 from vitlet.export.tvm_ops import binary_linear_attention as attention
+from vitlet.export.tvm_ops import byte_dot
 from vitlet.export.tvm_ops import shift_linear as linear
 from vitlet.export.tvm_schedule import tile_for
 from vitlet.export.tvm_targets import find_machine
@@ -82,10 +84,80 @@ def test_shift_linear_has_the_kernel_s_bits(
     x, w, op = linear_case(kind, *size)
     rows = None if any_rows else size[0]
     function = linear.schedule_cpu(
-        linear.define(rows, *size[1:], format=kind, tile_rows=tile().rows), tile(), rows
+        linear.define(rows, *size[1:], format=kind, **linear.for_cpu(tile())), tile(), rows
     )
     y = call(function, x, linear.words_of(w), w.scale, shape=(size[0], size[2]))
     np.testing.assert_array_equal(y, op(x, w))
+
+
+@pytest.mark.parametrize("kind", ["shift", "wide", "dense"])
+def test_shift_linear_in_floats_has_the_kernel_s_bits(kind: Any) -> None:
+    x, w, op = linear_case(kind, *SIZES[3])
+    plain = dataclasses.replace(tile(), dot=None)
+    definition = linear.define(*SIZES[3], format=kind, **linear.for_cpu(plain))
+    function = linear.schedule_cpu(definition, plain, 5)
+    y = call(function, x, linear.words_of(w), w.scale, shape=(5, 130))
+    np.testing.assert_array_equal(y, op(x, w))
+
+
+def four_products(lanes: int) -> Any:
+    """What vpdpbusd does: unsigned bytes of `a` times signed ones of `b`."""
+
+    def number(value: int) -> Any:
+        return tvm.tirx.const(value, f"int32x{lanes}")
+
+    def add(sums: Any, a: Any, b: Any) -> Any:
+        for shift in (0, 8, 16, 24):
+            left = (a >> number(shift)) & number(255)
+            sums = sums + left * ((b << number(24 - shift)) >> number(24))
+        return sums
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("dot", "kind"), [("avx512vnni", "wide"), ("avxvnni", "dense"), ("avx512vnni", "shift")]
+)
+def test_shift_linear_with_unsigned_bytes_has_the_kernel_s_bits(
+    dot: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not every processor has the instruction; every one has what it does.
+    form = byte_dot.form(dot)
+    form = dataclasses.replace(form, add=four_products(form.lanes))
+    assert form.unsigned
+    monkeypatch.setitem(byte_dot._FORMS, dot, form)
+    byte_dot._intrinsic.cache_clear()
+    vectors = dataclasses.replace(tile(), dot=dot)
+    x, w, op = linear_case(kind, 49, 33, 65)
+    definition = linear.define(49, 33, 65, format=kind, **linear.for_cpu(vectors))
+    function = linear.schedule_cpu(definition, vectors, 49)
+    byte_dot._intrinsic.cache_clear()
+    y = call(function, x, linear.words_of(w), w.scale, w.sums, shape=(49, 65))
+    np.testing.assert_array_equal(y, op(x, w))
+
+
+@pytest.mark.parametrize(
+    ("cpu", "instruction"),
+    [
+        ("icelake-server", r"vpdpbusd\t%zmm\d+, %zmm\d+, %zmm"),
+        ("alderlake", r"vpdpbusd\t%ymm\d+, %ymm\d+, %ymm"),
+        ("x86-64-v3", r"vpmaddubsw\t%ymm\d+, %ymm\d+, %ymm"),
+        ("cortex-a76", r"sdot\tv\d+\.4s, v\d+\.16b, v\d+\.16b"),
+    ],
+)
+def test_bytes_are_multiplied_by_the_processor_s_own_instruction(cpu: str, instruction) -> None:
+    system = "aarch64" if cpu.startswith("cortex") else "x86_64"
+    machine = find_machine(f"{system}-linux-gnu", cpu)
+    target = tile_for(machine.cpu_features)
+    definition = linear.define(196, 64, 64, format="dense", **linear.for_cpu(target))
+    function = linear.schedule_cpu(definition, target, 196)
+    library = tvm.compile(tvm.IRModule({"shift_linear": function}), target=machine.target())
+    code = library.mod.inspect_source("asm").splitlines()
+    found = [number for number, line in enumerate(code) if re.search(instruction, line)]
+    # All sums of a tile stay in registers: nothing between the instructions stores.
+    assert len(found) >= 16
+    stores = [line for line in code[found[0] : found[-1]] if re.search(r"\b(sp|rsp)\b", line)]
+    assert not stores
 
 
 @pytest.mark.parametrize("kind", ["shift", "wide", "dense"])
@@ -94,7 +166,7 @@ def test_a_row_that_is_not_finite_gives_nan_and_a_tiny_one_the_bias(kind: Any) -
     x[1, 3], x[2, 0], x[3] = np.nan, -np.inf, 1e-33
     bias = RANDOM(0).normal(size=11).astype("f4")
     function = linear.schedule_cpu(
-        linear.define(5, 19, 11, format=kind, bias=True, tile_rows=tile().rows), tile(), 5
+        linear.define(5, 19, 11, format=kind, bias=True, **linear.for_cpu(tile())), tile(), 5
     )
     y = call(function, x, linear.words_of(w), w.scale, bias, shape=(5, 11))
     assert np.isnan(y[1:3]).all()
@@ -106,7 +178,9 @@ def test_shift_linear_adds_the_bias_and_gelu() -> None:
     x, w, op = linear_case("shift", 13, 70, 40)
     bias = RANDOM(0).normal(size=40).astype("f4")
     function = linear.schedule_cpu(
-        linear.define(13, 70, 40, bias=True, activation="gelu", tile_rows=tile().rows), tile(), 13
+        linear.define(13, 70, 40, bias=True, activation="gelu", **linear.for_cpu(tile())),
+        tile(),
+        13,
     )
     y = call(function, x, linear.words_of(w), w.scale, bias, shape=(13, 40))
     np.testing.assert_allclose(y, op(x, w, bias, activation="gelu"), rtol=1e-5, atol=1e-5)

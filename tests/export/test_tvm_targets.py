@@ -26,12 +26,17 @@ from vitlet.runtime.manifest import Artifact
 @pytest.mark.parametrize(
     ("name", "triple", "cpu", "has", "lacks", "tile"),
     [
-        ("raspberry-pi-5", "aarch64", "cortex-a76", "asimddp", "i8mm", Tile(6, 16, 4)),
+        ("raspberry-pi-5", "aarch64", "cortex-a76", "asimddp", "i8mm",
+         Tile(6, 16, 4, "dotprod")),
         ("raspberry-pi-4", "aarch64", "cortex-a72", "asimd", "asimddp", Tile(6, 16, 4)),
-        ("x86-64-v3", "x86_64", "x86-64-v3", "avx2", "avx512f", Tile(6, 16, 8)),
+        ("x86-64-v3", "x86_64", "x86-64-v3", "avx2", "avx512f", Tile(6, 16, 8, "avx2")),
         ("x86-64-v4", "x86_64", "x86-64-v4", "avx512f", "avx512_vnni", Tile(8, 32, 16)),
         ("llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a53 -mattr=+dotprod", "aarch64",
-         "cortex-a53", "asimddp", "asimdhp", Tile(6, 16, 4)),
+         "cortex-a53", "asimddp", "asimdhp", Tile(6, 16, 4, "dotprod")),
+        ("llvm -mcpu=alderlake", "x86_64", "alderlake", "avx_vnni", "avx512f",
+         Tile(6, 16, 8, "avxvnni")),
+        ("llvm -mcpu=icelake-server", "x86_64", "icelake-server", "avx512_vnni", "avx512_bf16",
+         Tile(8, 32, 16, "avx512vnni")),
     ],
 )  # fmt: skip
 def test_a_name_stands_for_a_processor(name, triple, cpu, has, lacks, tile) -> None:
