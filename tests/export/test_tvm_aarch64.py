@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tvm_modules import Attention, Linears, Mixer, graph_of
 
+import vitlet
+from vitlet.data.spec import Preprocess
 from vitlet.export.trace import graphs
+from vitlet.export.truth import golden_truth
 from vitlet.export.tvm import export_tvm
 
 GRAPH = Path(__file__).parents[2] / "apps" / "cpp"  # where graph.h is
@@ -48,18 +51,27 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("name", "target"), [("small_vit", TRIPLE), ("small_conv", "raspberry-pi-5")]
-)
-def test_a_board_computes_the_model(
-    name: str, target: str, runner: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    model: nn.Module = request.getfixturevalue(name)
-    (graph,) = graphs(model, (3, 32, 32))
-    export_tvm(graph, tmp_path / "m.tvm.so", target=target, batch=2)
+def test_a_board_computes_the_model(small_vit: nn.Module, runner: Path, tmp_path: Path) -> None:
+    (graph,) = graphs(small_vit, (3, 32, 32))
+    export_tvm(graph, tmp_path / "m.tvm.so", target=TRIPLE, batch=2)
     (x,) = graph.example(2)
-    run(runner, x, tmp_path)
-    compare(model, x, tmp_path)
+    run(runner, x.numpy(), tmp_path / "m.tvm.so", tmp_path)
+    with torch.no_grad():
+        compare(small_vit(x).numpy(), tmp_path)
+
+
+def test_a_board_gives_the_answers_in_its_bundle(
+    small_conv: nn.Module, small_spec: Preprocess, runner: Path, tmp_path: Path
+) -> None:
+    bundle = vitlet.export(
+        small_conv, "tvm", tmp_path / "b", spec=small_spec, tvm_target="raspberry-pi-5"
+    )
+    (artifact,) = bundle.manifest.artifacts
+    cases = golden_truth(bundle.manifest, bundle.path).cases["model"]
+    assert {case.kind for case in cases} == {"real", "random", "worst"}
+    for case in cases:
+        run(runner, case.floats(small_spec), bundle.path / artifact.file, tmp_path)
+        compare(case.output, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -72,22 +84,21 @@ def test_a_board_computes_our_operators(
     model = kind()
     export_tvm(graph_of(model), tmp_path / "m.tvm.so", target=target, batch=2)
     x = torch.randn(2, *model.shape)  # type: ignore[misc]
-    run(runner, x, tmp_path)
-    compare(model, x, tmp_path)
+    run(runner, x.numpy(), tmp_path / "m.tvm.so", tmp_path)
+    with torch.no_grad():
+        compare(model(x).numpy(), tmp_path)
 
 
-def run(runner: Path, x: Tensor, tmp_path: Path) -> None:
-    x.numpy().tofile(tmp_path / "in")
+def run(runner: Path, x: np.ndarray, library: Path, tmp_path: Path) -> None:
+    x.tofile(tmp_path / "in")
     subprocess.run(
         ["qemu-aarch64", "-L", f"/usr/{TRIPLE}", "-E", f"LD_LIBRARY_PATH={LIBRARIES}",
-         str(runner), str(tmp_path / "m.tvm.so"), str(tmp_path / "in"), str(tmp_path / "out"),
+         str(runner), str(library), str(tmp_path / "in"), str(tmp_path / "out"),
          *(str(size) for size in x.shape)],
         check=True, timeout=300, env={**os.environ, "TVM_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
-def compare(model: nn.Module, x: Tensor, tmp_path: Path) -> None:
-    with torch.no_grad():
-        expected = model(x).numpy()
+def compare(expected: np.ndarray, tmp_path: Path) -> None:
     actual = np.fromfile(tmp_path / "out", np.float32).reshape(expected.shape)
     assert np.abs(actual - expected).max() < 1e-5 * np.abs(expected).max()
