@@ -19,6 +19,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 from tvm.tirx import ForKind
 
+from vitlet.export import tvm_balance
 from vitlet.export.tvm_expressions import size, substitute, unflatten
 
 _KINDS = {
@@ -28,6 +29,7 @@ _KINDS = {
 }
 GEMM, PANELS = "gemm", "panels"  # names of blocks
 _CACHE = 128 * 1024  # bytes of the first factor that are used for every panel in turn
+_TILES = 4  # of rows, that a block has at least if it is made to give threads equal shares
 _LIGHT = 8  # operations of an epilogue that is written out for every row of a tile
 
 ByteDot = Literal["avx512vnni", "avxvnni", "avx2", "dotprod"]
@@ -197,47 +199,58 @@ class _Loops:
     def _sections(self, q: Any) -> list[Any]:
         """The loops over panels and tiles of rows; those of a batch are not parallel again."""
         full, rest = divmod(self.columns, self.width)
-        found = []
-        for blocks, tiles in self._blocks():
+        count = full + (rest > 0)
+        whole, inside, last = self._blocks(count)
 
-            def panel(f: Any, blocks: Any = blocks, tiles: Any = tiles) -> Any:
-                count = full + (rest > 0)
-                block, p = (f // count, f % count) if blocks != 1 else (0, f)
+        def of(tiles: Any) -> Callable[[Any, Any], Any]:
+            def panel(block: Any, p: Any) -> Any:
                 whole = self._panel(q, p, block, tiles, self.width)
                 if not rest:
                     return whole
                 edge = self._panel(q, full, block, tiles, rest)
                 return tirx.IfThenElse(p < full, whole, edge) if full else edge
 
-            kind = "parallel" if q is None else "serial"
-            found.append(self._loop(blocks * (full + (rest > 0)), kind, panel))
-        return found
+            return panel
 
-    def _blocks(self) -> list[tuple[int, list[tuple[Any, Any, Any, int]]]]:
-        """(number of blocks, its loops of tiles as (first row, rows of a block, tiles, rows))."""
-        most, count = self.tile.rows, self.row.dom.extent
-        if not isinstance(count, tirx.IntImm):  # a size that is not known: last rows one by one
-            tiles = tirx.floordiv(count, most)
-            return [(1, [(0, 0, tiles, most), (tiles * most, 0, tirx.floormod(count, most), 1)])]
-        rows = int(count)
+        def item(f: Any) -> Any:
+            if not whole:
+                return of(last)(0, f)
+            final = of(last)(0, f - whole * count)
+            return tirx.IfThenElse(
+                f < whole * count, of(inside)(tirx.floordiv(f, count), f % count), final
+            )
+
+        kind = "parallel" if q is None else "serial"
+        return [self._loop((whole + 1) * count, kind, item)]
+
+    def _blocks(self, count: int) -> tuple[int, list[Any], list[Any]]:
+        """How many blocks of rows are whole, the loops of tiles in each of those, and in the last.
+
+        A loop is (first row, rows of a block, tiles, rows of a tile). Every block is used for
+        `count` panels: what one of them computes is what a thread gets.
+        """
+        most, extent = self.tile.rows, self.row.dom.extent
+        if not isinstance(extent, tirx.IntImm):  # a size that is not known: last rows one by one
+            tiles = tirx.floordiv(extent, most)
+            return 0, [], [(0, 0, tiles, most), (tiles * most, 0, tirx.floormod(extent, most), 1)]
+        rows = int(extent)
         depth = 1
         for axis in self.inner:
             depth *= int(axis.dom.extent)
-        block = max(_CACHE // (4 * depth) // most, 1) * most
-        whole = max(rows // block - 1, 0)
-        found: list[Any] = []
-        if whole:
-            found.append((whole, [(0, block, block // most, most)]))
+        tiles = -(-rows // most)
+        least = -(-tiles // max(_CACHE // (4 * depth) // most, 1))
+        parts = tvm_balance.parts(count, least, max(tiles // _TILES, least))
+        block = -(-tiles // parts) * most
+        whole = -(-rows // block) - 1
         begin = whole * block
         left = rows - begin
         tiles = -(-left // most)
         height = -(-left // tiles)
         tall = left - tiles * (height - 1)
-        loops = [(begin, 0, tall, height)]
+        last = [(begin, 0, tall, height)]
         if tiles > tall:
-            loops.append((begin + tall * height, 0, tiles - tall, height - 1))
-        found.append((1, loops))
-        return found
+            last.append((begin + tall * height, 0, tiles - tall, height - 1))
+        return whole, [(0, block, block // most, most)], last
 
     def _panel(self, q: Any, p: Any, block: Any, tiles: list[Any], width: int) -> Any:
         parts = []

@@ -123,6 +123,13 @@ def by_rules(function: Any, tile: Tile) -> Any:
     return (tvm_rules.schedule(function, tile) if made is None else made) or function
 
 
+def _search() -> Any:
+    """A small population: with no model of costs to ask, drawing a large one takes time alone."""
+    return ms.search_strategy.EvolutionarySearch(
+        population_size=64, init_min_unmeasured=_BATCH, genetic_num_iters=2
+    )
+
+
 def measure(kernel: str, function: Any, job: dict[str, Any], database: Any, room: Path) -> Any:
     """Tune one kernel and time the best schedule and the rules' in turn."""
     target, given = Target(job["machine"]), arguments(function)
@@ -138,6 +145,7 @@ def measure(kernel: str, function: Any, job: dict[str, Any], database: Any, room
         runner=bench.runner,
         database=database,
         cost_model="random",
+        strategy=_search(),
         measure_callbacks=[ms.measure_callback.AddToDatabase()],
         num_tuning_cores=1,
         seed=0,

@@ -18,6 +18,7 @@ from vitlet.export.tvm_gemm import Tile
 from vitlet.export.tvm_ops import loops
 
 NAME = "additive_token_mixer"
+_HALVED = 28  # rows from which on two threads take one half each of a block of channels
 LANES = 16
 WEIGHTS = 14  # of the torch operator
 _Array = NDArray[np.float32]
@@ -180,30 +181,34 @@ def schedule_cpu(function: Any, tile: Tile, pixels: int) -> Any:
     block = schedule.get_sblock
     loops.spread(schedule, "flat", tile.lanes, outer=2)
     loops.tile_product(schedule, "projected", loops.rows_of_tile(pixels, tile.rows), LANES)
-    loops.spread(schedule, "maps", LANES, outer=2)
+    loops.spread(schedule, "maps", LANES, outer=3)
 
     b, g, y, x, i, c = schedule.get_loops(block("neighbourhood"))
     schedule.reorder(b, g, y, c, x, i)  # the taps of a block of channels stay in registers
     schedule.vectorize(i)
-    schedule.parallel(schedule.fuse(b, g, y))
+    loops.share(schedule, "neighbourhood", [b, g, y])
     schedule.decompose_reduction(block("neighbourhood"), c)
     for name in ("position", "gate"):
-        schedule.parallel(schedule.fuse(*list(schedule.get_loops(block(name)))[:3]))
+        loops.share(schedule, name, list(schedule.get_loops(block(name)))[:3])
     for name in ("totals", "mixed"):
         *outer, i, first, last = _sum_loops(schedule, block(name))
         schedule.reorder(*outer, first, *([last] if last is not None else []), i)
         schedule.vectorize(i)
-        schedule.parallel(schedule.fuse(*outer))
+        loops.share(schedule, name, outer)
         schedule.decompose_reduction(block(name), first)
 
-    b, c, *_, i = schedule.get_loops(block("image"))
+    b, c, y, *_, i = schedule.get_loops(block("image"))
     schedule.vectorize(i)
-    both = schedule.fuse(b, c)
+    shared = [b, c]
+    blocks, height = (int(schedule.get(loop).extent) for loop in (c, y))
+    if blocks % 2 and height % 2 == 0 and height >= _HALVED:  # two threads share it equally
+        shared.append(schedule.split(y, [2, None])[0])
+    both = schedule.fuse(*shared)
     schedule.parallel(both)
     for name in ("product", "context"):  # of one block of channels, while it is in the cache
         schedule.compute_at(block(name), both)
         schedule.vectorize(list(schedule.get_loops(block(name)))[-1])
-    schedule.parallel(schedule.fuse(*list(schedule.get_loops(block("out")))[:2]))
+    loops.share(schedule, "out", list(schedule.get_loops(block("out")))[:2])
     return loops.finish(schedule, NAME)
 
 

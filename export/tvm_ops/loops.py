@@ -9,6 +9,8 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 
+from vitlet.export.tvm_rules.vectors import WORTH
+
 THREADS = 128  # of a CUDA block
 _OPAQUE = 8  # relax.OpPatternKind: nothing is fused into it
 
@@ -63,7 +65,19 @@ def spread(schedule: Any, name: str, lanes: int, outer: int = 1) -> None:
     if kinds[-1] == tirx.IterVar.DataPar and len(loops) > 1:
         _, inner = schedule.split(loops[-1], [None, lanes])
         schedule.vectorize(inner)
-    schedule.parallel(schedule.fuse(*loops[:outer]))
+    share(schedule, name, loops[:outer])
+
+
+def share(schedule: Any, name: str, loops: Iterable[Any]) -> Any:
+    """Fuse a block's outer loops; all cores run them if that is worth waking them. Return them."""
+    work = 1
+    for loop in schedule.get_loops(schedule.get_sblock(name)):
+        extent = schedule.get(loop).extent
+        work *= int(extent) if isinstance(extent, tirx.IntImm) else WORTH
+    together = schedule.fuse(*loops)
+    if work >= WORTH:
+        schedule.parallel(together)
+    return together
 
 
 def tile_product(
@@ -85,7 +99,8 @@ def tile_product(
     schedule.reorder(*outer, m_outer, n_outer, k, m_inner, n_inner)
     schedule.unroll(m_inner)
     schedule.vectorize(n_inner)
-    together = schedule.fuse(*outer)
+    # What is computed within is there for all rows; else threads share rows too.
+    together = schedule.fuse(*outer) if within else schedule.fuse(*outer, m_outer)
     schedule.parallel(together)
     for producer in within:
         schedule.compute_at(schedule.get_sblock(producer), together)

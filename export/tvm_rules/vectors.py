@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import tirx
 
-_WORTH = 1 << 14  # operations from which on waking other threads pays
+WORTH = 1 << 14  # operations from which on waking other threads pays
 
 
 def vectorize_last(schedule: Any, loop: Any, size: int, lanes: int) -> None:
@@ -26,6 +26,6 @@ def spread(schedule: Any, loops: list[Any], work: int) -> Any:
     """Fuse loops, run them on all threads if there is enough to do, and return the one loop."""
     together = schedule.fuse(*loops) if len(loops) > 1 else loops[0]
     free = not isinstance(schedule.get(together).extent, tirx.IntImm)
-    if free or work >= _WORTH:
+    if free or work >= WORTH:
         schedule.parallel(together)
     return together

@@ -13,6 +13,8 @@ from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from tvm import tirx
+
 from vitlet.export.tvm_expressions import size
 from vitlet.export.tvm_rules.blocks import (
     axes,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 _LIGHT = 8  # operations that may be written out for every position of a tile
 _VECTOR = 16  # channels at a time of what is not
+_ROWS = 4  # tiles of rows that are worth being a part of their own
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,12 @@ def _epilogue(schedule: Any, block: Any, window: _Window) -> Any:
     """
     shape = [window.sizes[i] for i in window.spatial]
     same: list[str] = []
-    for consumer in list(consumers(schedule, block)):
+    behind = {schedule.get(consumer).name_hint for consumer in consumers(schedule, block)}
+    # In the program's order: the last one reads what all others give, some of them twice over.
+    for consumer in children(schedule):
         body = schedule.get(consumer)
+        if body.name_hint not in behind:
+            continue
         if list(axes(body).sizes) != shape or not is_plain(body):
             break
         same.append(body.name_hint)
@@ -187,11 +194,31 @@ def _tile(schedule: Any, name: str, output: Any, kept: Any, window: _Window, til
     places = [own[i] for i in window.spatial]
     schedule.reorder(*summed, *places)
     _registers(schedule, places)
-    together = spread(schedule, order[:2], prod(window.sizes))
+    together = spread(schedule, _shares(schedule, order, window), prod(window.sizes))
     if window.pad is not None:
         _pad(schedule, schedule.get_sblock(window.pad), together, window)
     if summed:
         schedule.decompose_reduction(block, summed[0])
+
+
+def _shares(schedule: Any, order: list[Any], window: _Window) -> list[Any]:
+    """Return the loops that threads share: over images, a few parts of the rows, and channels.
+
+    A thread's rows are then about those that it has of the products before and behind. Where each
+    share writes the border that it needs, the borders of parts meet.
+    """
+    if len(order) < 3:
+        return order
+    images, channels, rows = order[:3]
+    count = schedule.get(rows).extent
+    if not isinstance(count, tirx.IntImm):
+        return order[:2]
+    part = next((n for n in (4, 2) if int(count) % n == 0 and int(count) >= _ROWS * n), 1)
+    if part == 1:
+        return order[:2]
+    outer, rows = schedule.split(rows, [part, None])
+    schedule.reorder(images, outer, channels, rows)
+    return [images, outer, channels]
 
 
 def _outer(
@@ -226,5 +253,7 @@ def _pad(schedule: Any, pad: Any, together: Any, window: _Window) -> None:
     loops = list(schedule.get_loops(pad))
     outside = loops[1 if window.per_channel else 0]
     schedule.vectorize(loops[-1])
+    if not window.per_channel:
+        outside = spread(schedule, loops[:2], prod(window.sizes))
     if schedule.can_decompose_padding(pad, outside):
         schedule.decompose_padding(pad, outside)
