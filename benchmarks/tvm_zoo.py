@@ -66,10 +66,11 @@ def write(rows: list[dict[str, Any]]) -> None:
     """Write both files."""
     JSON.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     same = ", ".join(f"`{name}` (`{other}`)" for name, other in SAME.items())
-    PAGE.write_text(
-        HEAD + "".join(map(line, rows)) + f"\nText encoders that are another model's: {same}.\n",
-        "utf-8",
-    )
+    tail = f"\nText encoders that are another model's: {same}.\n"
+    missing = [name for name in names() if all(row["model"] != name for row in rows)]
+    if missing:
+        tail += "\nNot measured yet: " + ", ".join(f"`{name}`" for name in missing) + ".\n"
+    PAGE.write_text(HEAD + "".join(map(line, rows)) + tail, "utf-8")
 
 
 def alone(name: str, seconds: float) -> dict[str, Any]:
