@@ -197,67 +197,67 @@ class _Loops:
         return tirx.stmt_seq(tirx.AllocBuffer(room), pack, *self._sections(q))
 
     def _sections(self, q: Any) -> list[Any]:
-        """The loops over panels and tiles of rows; those of a batch are not parallel again."""
+        """The loop over blocks of rows and panels; that of a batch is not parallel again."""
         full, rest = divmod(self.columns, self.width)
         count = full + (rest > 0)
-        whole, inside, last = self._blocks(count)
-
-        def of(tiles: Any) -> Callable[[Any, Any], Any]:
-            def panel(block: Any, p: Any) -> Any:
-                whole = self._panel(q, p, block, tiles, self.width)
-                if not rest:
-                    return whole
-                edge = self._panel(q, full, block, tiles, rest)
-                return tirx.IfThenElse(p < full, whole, edge) if full else edge
-
-            return panel
+        blocks, tiles = self._blocks(count)
 
         def item(f: Any) -> Any:
-            if not whole:
-                return of(last)(0, f)
-            final = of(last)(0, f - whole * count)
-            return tirx.IfThenElse(
-                f < whole * count, of(inside)(tirx.floordiv(f, count), f % count), final
-            )
+            block, p = (0, f) if blocks == 1 else (tirx.floordiv(f, count), f % count)
+            whole = self._panel(q, p, tiles(block), self.width)
+            if not rest:
+                return whole
+            edge = self._panel(q, full, tiles(block), rest)
+            return tirx.IfThenElse(p < full, whole, edge) if full else edge
 
-        kind = "parallel" if q is None else "serial"
-        return [self._loop((whole + 1) * count, kind, item)]
+        return [self._loop(blocks * count, "parallel" if q is None else "serial", item)]
 
-    def _blocks(self, count: int) -> tuple[int, list[Any], list[Any]]:
-        """How many blocks of rows are whole, the loops of tiles in each of those, and in the last.
+    def _blocks(self, count: int) -> tuple[int, Callable[[Any], list[Any]]]:
+        """Return the number of blocks of rows, and of each the loops of tiles.
 
-        A loop is (first row, rows of a block, tiles, rows of a tile). Every block is used for
-        `count` panels: what one of them computes is what a thread gets.
+        A loop is (first row of a tile by its number, tiles, rows of a tile). Every block is used
+        for `count` panels: what one of them computes is what a thread gets. All tiles are of one
+        height, since two make LLVM keep what follows the sums out of registers: the last tile lies
+        over the end of the one before and writes the same numbers again.
         """
         most, extent = self.tile.rows, self.row.dom.extent
         if not isinstance(extent, tirx.IntImm):  # a size that is not known: last rows one by one
-            tiles = tirx.floordiv(extent, most)
-            return 0, [], [(0, 0, tiles, most), (tiles * most, 0, tirx.floormod(extent, most), 1)]
+            whole = tirx.floordiv(extent, most)
+            full = (lambda t: t * most, whole, most)
+            return 1, lambda _: [full, (lambda t: whole * most + t, extent - whole * most, 1)]
         rows = int(extent)
         depth = 1
         for axis in self.inner:
             depth *= int(axis.dom.extent)
-        tiles = -(-rows // most)
-        least = -(-tiles // max(_CACHE // (4 * depth) // most, 1))
+        height = min(
+            range(min(most, rows), max(most - 3, 0), -1), key=lambda h: -(-rows // h) * (h + 1),
+            default=rows,
+        )  # fmt: skip
+        tiles = -(-rows // height)
+        least = -(-tiles // max(_CACHE // (4 * depth) // height, 1))
         parts = tvm_balance.parts(count, least, max(tiles // _TILES, least))
-        block = -(-tiles // parts) * most
-        whole = -(-rows // block) - 1
-        begin = whole * block
-        left = rows - begin
-        tiles = -(-left // most)
-        height = -(-left // tiles)
-        tall = left - tiles * (height - 1)
-        last = [(begin, 0, tall, height)]
-        if tiles > tall:
-            last.append((begin + tall * height, 0, tiles - tall, height - 1))
-        return whole, [(0, block, block // most, most)], last
+        block = -(-tiles // parts)
+        parts = -(-tiles // block)
 
-    def _panel(self, q: Any, p: Any, block: Any, tiles: list[Any], width: int) -> Any:
+        def loops_of(number: Any) -> list[Any]:
+            first, here = number * block, min(block, tiles)
+            if tiles % block and parts > 1:
+                here = tirx.min(tiles - first, block)
+
+            def begin(t: Any) -> Any:
+                row = (first + t) * height
+                return row if rows % height == 0 else tirx.min(row, rows - height)
+
+            return [(begin, here, height)]
+
+        return parts, loops_of
+
+    def _panel(self, q: Any, p: Any, tiles: list[Any], width: int) -> Any:
         parts = []
-        for begin, stride, count, rows in tiles:
+        for begin, count, rows in tiles:
 
-            def one(t: Any, begin: Any = begin, stride: Any = stride, rows: int = rows) -> Any:
-                return self._one_tile(q, p, block * stride + t * rows + begin, rows, width)
+            def one(t: Any, begin: Any = begin, rows: int = rows) -> Any:
+                return self._one_tile(q, p, begin(t), rows, width)
 
             parts.append(self._loop(count, "serial", one))
         return tirx.stmt_seq(*parts)
