@@ -41,6 +41,15 @@ def shift_add(
         str,
         typer.Option("--layers", metavar="WHICH", help="mlp, attention, all, or path patterns."),
     ] = "mlp",
+    latency: Annotated[
+        Path | None,
+        typer.Option(
+            "--latency",
+            metavar="FILE",
+            help="Of the layers of mixtures, from `vitlet bench MODEL --experts FILE`; by default "
+            "dense and shift are taken to cost 6 to 4.",
+        ),
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", metavar="FILE", help="Checkpoint.", rich_help_panel=_MODEL),
@@ -110,6 +119,7 @@ def shift_add(
         import torch
 
         from vitlet.compress import finetune as tuning
+        from vitlet.compress.expert_latency import read_times
         from vitlet.compress.pictures import Pictures
         from vitlet.compress.shift_add import shift_add as convert
         from vitlet.errors import UsageError
@@ -117,6 +127,9 @@ def shift_add(
 
         for warning in full.warnings:
             out.warn(warning)
+        if latency is not None and linear != "moe":
+            raise UsageError("--latency is for --linear moe")
+        times = (6.0, 4.0) if latency is None else read_times(latency)
         pictures = read_pictures(data, "train")
         original = full.build()
         spec = full.spec() or getattr(getattr(original, "info", None), "preprocess", None)
@@ -129,7 +142,7 @@ def shift_add(
         with out.progress("convert"):
             made, report = convert(
                 original, attention=choice[0], linear=choice[1], layers=patterns,
-                calibration=images,
+                calibration=images, latency=times,
             )  # fmt: skip
         folder = work or output.with_name(f"{output.name}.work")
         if epochs:

@@ -90,7 +90,9 @@ void shift_linear_multiply(const LinearTask& t, std::size_t part) {
   auto* sums = reinterpret_cast<std::int32_t*>(expanded + t.stride * 64);
   const std::size_t bytes = panel_bytes(w.format, w.inputs);
   const std::size_t blocks = (t.rows + tile_rows - 1) / tile_rows;
-  const std::size_t units = padded_columns(w.format, w.outputs) / strip_columns * blocks;
+  // Strips of nothing but padding are left out: of 32 outputs they would be half of the work.
+  const std::size_t columns = w.format == WeightFormat::wide ? (w.outputs + 7) / 8 * 16 : w.outputs;
+  const std::size_t units = (columns + strip_columns - 1) / strip_columns * blocks;
   const std::size_t begin = units * part / t.parts, end = units * (part + 1) / t.parts;
   const bool direct = tiles_read_codes && !dense && blocks == 1;
   std::size_t ready = static_cast<std::size_t>(-1);  // the strip that is expanded
