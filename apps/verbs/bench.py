@@ -104,6 +104,7 @@ def bench(
 ) -> None:
     """Measure load time, latency, throughput and memory."""
     from vitlet.apps import bench_run, machine
+    from vitlet.apps.files import check_plot
     from vitlet.apps.hints import existing
     from vitlet.apps.lists import duration as parse_duration
     from vitlet.apps.lists import numbers, words
@@ -127,7 +128,7 @@ def bench(
         wanted = numbers(percentiles, "--percentiles", low=0, high=100)
         seconds = parse_duration(duration or "2s", "--duration")
         if plot is not None:
-            _check_plot(plot)
+            check_plot(plot)
         engines = [engine_name(word) for word in words(engine)] if engine else None
         jobs = bench_run.plan(
             bundle,
@@ -267,12 +268,3 @@ def _percentile(p: float, result: Measured) -> str:
     from vitlet.apps.units import milliseconds
 
     return milliseconds(result.percentile(p))
-
-
-def _check_plot(path: Path) -> None:
-    from vitlet._extras import require
-    from vitlet.errors import UsageError
-
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--plot must end in .png, .svg or .pdf, got {path}")
-    require("matplotlib", extra="report", why="draw a plot")

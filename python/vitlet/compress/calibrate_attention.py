@@ -60,12 +60,14 @@ def _fit(layer: LinearAngularAttention, given: Tensor, target: Tensor, above: fl
     q, k, _ = layer.directions(given)
     for threshold, x in ((layer.q_threshold, q), (layer.k_threshold, k)):
         threshold.copy_(x.mean(dim=(0, 2, 3)) + above * x.std(dim=(0, 2, 3)))
-    _solve(layer, layer.mixed(given).flatten(0, 1), target.flatten(0, 1))
-    error = torch.linalg.vector_norm(layer(given) - target)
-    return float(error / torch.linalg.vector_norm(target).clamp_min(1e-30))
+    mixed, flat = layer.mixed(given).flatten(0, 1), target.flatten(0, 1)
+    _solve(layer, mixed, flat)
+    error = torch.linalg.vector_norm(layer.proj(mixed) - flat)
+    return float(error / torch.linalg.vector_norm(flat).clamp_min(1e-30))
 
 
 def _solve(layer: LinearAngularAttention, mixed: Tensor, target: Tensor) -> None:
+    """Let the output projection give the target, as far as it can."""
     assert isinstance(layer.proj, nn.Linear)
     features = torch.cat([mixed, torch.ones_like(mixed[:, :1])], dim=1).double()
     power = features.T @ features

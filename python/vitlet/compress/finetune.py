@@ -222,9 +222,12 @@ def _divergence(told: Tensor, logits: Tensor, temperature: float) -> Tensor:
 
 def _shares(model: nn.Module) -> dict[str, float]:
     """Return the share of the tokens that went through dense layers, where there are mixtures."""
-    shares = [
-        layer.shares[0]
-        for layer in model.modules()
-        if isinstance(layer, MixtureLinear) and layer.shares is not None
-    ]
-    return {"dense_share": round(float(torch.stack(shares).mean()), 4)} if shares else {}
+    mixtures = [layer for layer in model.modules() if isinstance(layer, MixtureLinear)]
+    shares = [layer.shares[0] for layer in mixtures if layer.shares is not None]
+    if not shares:
+        return {}
+    wanted = sum(layer.wanted_shares[0] for layer in mixtures) / len(mixtures)
+    return {
+        "dense_share": round(float(torch.stack(shares).mean()), 4),
+        "wanted_share": round(wanted, 4),
+    }
