@@ -78,9 +78,11 @@ class Bench:
 
         recipe = Recipe(epochs=amounts.base // BASE_PORTION, batch=64, lr=2e-3)
         inputs = {"data": self.data.fingerprint(), "model": repr(PVT), "portion": BASE_PORTION}
-        run = Run(
-            "base", model, lambda rng: mirrored.shuffled(rng)[:BASE_PORTION], loss, recipe, 0, inputs,
-        )  # fmt: skip
+
+        def order(rng: torch.Generator) -> Tensor:
+            return mirrored.shuffled(rng)[:BASE_PORTION]
+
+        run = Run("base", model, order, loss, recipe, 0, inputs)
         train(run, self.work / "base", self.journal)
         return model.eval()
 

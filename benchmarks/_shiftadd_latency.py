@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from _common import about, pin
 from torch import nn
@@ -20,13 +21,17 @@ from vitlet.compress.shift_add import shift_add
 from vitlet.export.onnx import export_onnx
 from vitlet.export.trace import Graph, graphs
 from vitlet.runtime.ort import OrtEngine
+from vitlet.runtime.rapl import measure_joules
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from made_up import fill
 
 SIZES = (224, 448, 896)
 SOFTMAX, LINEAR = "softmax attention, ONNX Runtime fp32", "linear attention, ONNX Runtime fp32"
-DYNAMIC, STATIC = "linear attention, ONNX Runtime int8 dynamic", "linear attention, ONNX Runtime int8"
+DYNAMIC, STATIC = (
+    "linear attention, ONNX Runtime int8 dynamic",
+    "linear attention, ONNX Runtime int8",
+)
 OUR_SOFTMAX, OUR_LINEAR = "softmax attention, vitlet fp32", "linear attention, vitlet fp32"
 BINARY, OURS = "binary attention, vitlet fp32", "binary attention, shift layers, vitlet"
 _EXACT = 0.9999  # cosine with torch's answer
@@ -55,6 +60,34 @@ def energy() -> Row:
             for found in [profile(model, x)]
         }
     return rows
+
+
+def sizes(model: nn.Module, path: Path) -> Row:
+    """Return bytes of an exported file, and of the weights of its shift layers, scales included."""
+    export_onnx(graphs(vitlet.reparameterize(model))[0], path)
+    graph = onnx.load(str(path)).graph
+    held = {tensor.name: len(tensor.SerializeToString()) for tensor in graph.initializer}
+    shift = [node for node in graph.node if node.op_type == "ShiftLinear"]
+    return {
+        "bytes": path.stat().st_size,
+        "shift_layers": len(shift),
+        "shift_weight_bytes": sum(held[name] for node in shift for name in node.input[1:3]),
+    }
+
+
+def weight_bytes(work: Path) -> Row:
+    """Return the sizes of the shipped ViT as ONNX, as it is and with every linear layer shift."""
+    folder = work / "bytes"
+    folder.mkdir(parents=True, exist_ok=True)
+    original = vitlet.create_model("vit_fashion")
+    made, _ = shift_add(original, linear="shift", layers="all")
+    fp32 = sum(4 * p.numel() for n, p in original.named_parameters()
+               if n.startswith("blocks") and n.endswith("weight") and p.ndim == 2)  # fmt: skip
+    return {
+        "fp32_weight_bytes": fp32,
+        "original": sizes(original, folder / "original.onnx"),
+        "shift": sizes(made, folder / "shift.onnx"),
+    }
 
 
 def _dynamic(plain: Path) -> Path:
@@ -101,9 +134,9 @@ def files(work: Path, size: int) -> dict[str, tuple[Path, np.ndarray | None]]:
             truth = graph.module(graph.example(1)[0]).numpy().ravel()
         made[name] = path, truth
         if name == LINEAR:
-            for other, quantize in ((DYNAMIC, _dynamic), (STATIC, lambda p: _static(p, graph))):
-                target = path.with_suffix(".dynamic.onnx" if other == DYNAMIC else ".qdq.onnx")
-                made[other] = target if target.is_file() else quantize(path), truth
+            dynamic, static = path.with_suffix(".dynamic.onnx"), path.with_suffix(".qdq.onnx")
+            made[DYNAMIC] = dynamic if dynamic.is_file() else _dynamic(path), truth
+            made[STATIC] = static if static.is_file() else _static(path, graph), truth
     return made
 
 
@@ -137,11 +170,18 @@ def _time(made: dict[str, tuple[Path, np.ndarray | None]], size: int, seconds: f
                                             strict=True)]  # fmt: skip
     forms = {}
     for name, own in times.items():
-        row: Row = {"ms": statistics.median(own), "cosine": cosines[name]}
+        row: Row = {
+            "bytes": made[name][0].stat().st_size,
+            "ms": statistics.median(own),
+            "cosine": cosines[name],
+        }
         row["kernels"] = engines[name].kernels
         if SOFTMAX in times:
             row["over_softmax"] = _ratio(times[SOFTMAX], own)
         row["over_linear"] = _ratio(linear, own)
+        spent = measure_joules(lambda e=engines[name]: e.run(feeds), seconds=1)  # type: ignore[misc]
+        if spent is not None:
+            row["measured_joules"] = spent.each
         forms[name] = row
     return {"machine": about(), "rounds": len(times[LINEAR]), "forms": forms}
 

@@ -29,6 +29,7 @@ def lines(get: Get) -> list[str]:
     for kind, title in MODELS.items():
         if get(f"{kind}-original") is not None:
             text += [*_accuracy(get, kind, title), ""]
+    text += _bytes(get)
     text += _energy(get)
     text += _latency(get)
     return text or ["nothing has been run yet"]
@@ -75,6 +76,20 @@ def _line(what: str, rows: list[Row], original: Row) -> str:
         f"{what:42} {statistics.fmean(values):7.2f} % {spread} {below:+7.2f} {len(rows):>5} "
         f"{100 * (energy - 1):+5.1f} %  {'; '.join(notes)}"
     ).rstrip()
+
+
+def _bytes(get: Get) -> list[str]:
+    row = get("bytes")
+    if row is None:
+        return []
+    before, after, layers = row["original"], row["shift"], row["shift"]["shift_weight_bytes"]
+    return [
+        f"vit_fashion as ONNX, all {row['shift']['shift_layers']} linear layers of blocks shift: "
+        f"their weights {row['fp32_weight_bytes']:,} -> {layers:,} bytes "
+        f"({row['fp32_weight_bytes'] / layers:.2f}x), the file {before['bytes']:,} -> "
+        f"{after['bytes']:,}",
+        "",
+    ]
 
 
 def _energy(get: Get) -> list[str]:

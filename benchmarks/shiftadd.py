@@ -7,8 +7,8 @@
 
 Accuracy is on Fashion-MNIST's 10,000 test pictures, of the shipped `vit_fashion` and of a small
 PVTv2 that is trained here; they choose nothing. Everything is kept in DIR and goes on where it was
-stopped. Stages: vit, pvt (one row after the other: seed 0 first), latency, energy. Latencies are
-medians of thread CPU time of one picture in ONNX Runtime with one thread, all files in turn.
+stopped. Stages: vit, pvt (one row after the other: seed 0 first), latency, energy, bytes. Latencies
+are medians of thread CPU time of one picture in ONNX Runtime with one thread, all files in turn.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from _results import Results
 from _shiftadd import Amounts, Bench
-from _shiftadd_latency import energy, latencies
+from _shiftadd_latency import energy, latencies, weight_bytes
 from _shiftadd_report import SEEDS, lines
-from partition import Results
 
-STAGES = ("vit", "pvt", "latency", "energy")
+STAGES = ("vit", "pvt", "latency", "energy", "bytes")
 # Converted and not trained: attention, what linear layers become, and which.
 ONESHOT = {
     "attention": (True, "dense", "mlp"),
@@ -38,17 +38,13 @@ def accuracies(bench: Bench, results: Results, seeds: tuple[int, ...]) -> None:
     kind = bench.kind
     results.once(f"{kind}-original", lambda: bench.judge(bench.model))
     for seed in seeds:
-        results.once(
-            f"{kind}-attention-s{seed}", lambda s=seed: bench.judge(bench.attention(s))
-        )
+        results.once(f"{kind}-attention-s{seed}", lambda s=seed: bench.judge(bench.attention(s)))
         for row in ("moe", "mlp"):
             results.once(
                 f"{kind}-{row}-s{seed}", lambda r=row, s=seed: bench.judge(bench.linear(r, s))
             )
         for name, how in ONESHOT.items() if seed == 0 else ():
-            results.once(
-                f"{kind}-oneshot-{name}", lambda h=how: bench.judge(bench.converted(*h))
-            )
+            results.once(f"{kind}-oneshot-{name}", lambda h=how: bench.judge(bench.converted(*h)))
     results.once(f"{kind}-control-s0", lambda: bench.judge(bench.control()))
 
 
@@ -76,6 +72,8 @@ def main() -> None:
             accuracies(bench, results, SEEDS[: args.seeds])
     if "energy" in stages:
         results.once("energy", energy)
+    if "bytes" in stages:
+        results.once("bytes", lambda: weight_bytes(args.work))
     if "latency" in stages:
         latencies(args.work, results, args.seconds)
     print("\n".join(lines(results.get)))

@@ -1,9 +1,9 @@
 """Writes the turning of tokens into images, and back, as a transpose of the image.
 
-A token is a pixel with its channels last, so ``(B, N, C)`` is a view of ``(B, H, W, C)``. Models say
-``transpose(1, 2).reshape(B, C, H, W)``; as a reshape and a transpose of four axes it is one that the
-choice of the layout knows how to save. A GELU between an image and its tokens goes to the image,
-where a convolution can take it in.
+A token is a pixel with its channels last, so ``(B, N, C)`` is a view of ``(B, H, W, C)``. Models
+say ``transpose(1, 2).reshape(B, C, H, W)``; as a reshape and a transpose of four axes it is one
+that the choice of the layout knows how to save. A GELU between an image and its tokens goes to the
+image, where a convolution can take it in.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def _sizes(value: ir.Value | None, axes: int) -> list[int] | None:
 def _batch(reshape: ir.Node) -> int | None:
     """Return the first number of a constant target: the batch, or what stands for it."""
     target = constant(reshape.inputs[1])
-    if target is None or reshape.attributes.get_int("allowzero", 0) and 0 in target:
+    keeps_zeros = reshape.attributes.get_int("allowzero", 0) != 0
+    if target is None or (keeps_zeros and 0 in target):
         return None
     # Only one size may be left open, and the others are written out.
     return int(target.ravel()[0]) if target.size else None

@@ -57,7 +57,7 @@ def test_a_mixture_takes_the_coefficients_of_its_size(model: DeiT, tmp_path: Pat
     mlp = made.blocks[1].mlp
     assert isinstance(mlp.fc1, MixtureLinear) and isinstance(mlp.fc2, MixtureLinear)
     assert mlp.fc1.wanted_shares == (0.25, 0.75) and mlp.fc2.wanted_shares == (0.8, 0.2)
-    with pytest.raises(UsageError, match="no time of a layer 16x48 .*16x64, 64x16"):
+    with pytest.raises(UsageError, match=r"no time of a layer 16x48 .*16x64, 64x16"):
         shift_add(model, attention="unchanged", linear="moe", layers="all", latency=read)
 
 

@@ -102,7 +102,9 @@ def test_answers_that_are_kept_teach_the_same(
     model, _ = shift_add(original)
     settings = replace(SHORT, limit=64, distillation=1.0, mirror=True)
     made = [
-        finetune(model, data, settings, work=tmp_path / str(shared), teacher=original, shared=shared)
+        finetune(
+            model, data, settings, work=tmp_path / str(shared), teacher=original, shared=shared
+        )
         for shared in (None, tmp_path)
     ]
     assert len(list(tmp_path.glob("answers-*.safetensors"))) == 1

@@ -1,9 +1,9 @@
 """Fits binary attention layers to the softmax attention that they replace.
 
 Thresholds become the mean of each head's numbers, as in ShiftAddViT but over images that are
-chosen, not over the batch that happens to be there; or some deviations more, so that fewer codes are
-1 and attention is less even, where that fits better. The output projection is solved for: ridge
-regression of what the old layer gave on what the new one mixes.
+chosen, not over the batch that happens to be there; or some deviations more, so that fewer codes
+are 1 and attention is less even, where that fits better. The output projection is solved for:
+ridge regression of what the old layer gave on what the new one mixes.
 Layers are fitted from the first to the last, each on the inputs that it gets in the new model.
 """
 

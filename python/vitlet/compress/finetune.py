@@ -171,6 +171,7 @@ def finetune(
         "answers": "kept" if known is not None else "made",
         "settings": repr(settings),
     }
+
     def order(rng: torch.Generator) -> Tensor:
         return pictures.shuffled(rng)[: settings.limit]
 
