@@ -12,7 +12,6 @@ from vitlet.checkpoint import load_state_dict
 from vitlet.compress.pictures import Pictures
 from vitlet.compress.training import save_weights
 from vitlet.errors import UsageError
-from vitlet.errors import UsageError
 from vitlet.models.deit import Attention, DeiT
 from vitlet.partition.submodels.features import logits
 
