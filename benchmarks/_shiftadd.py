@@ -151,6 +151,13 @@ class Bench:
         settings = self.settings(self.amounts.linear, 5e-4, seed)
         return self.tuned(model, f"{row}-s{seed}", settings)
 
+    def mixtures(self, seed: int) -> nn.Module:
+        """Return the original with mixtures in its MLPs and softmax attention, fine-tuned."""
+        torch.manual_seed(seed)  # of the routers
+        model = self.converted(False, "moe")
+        settings = self.settings(self.amounts.linear, 5e-4, seed)
+        return self.tuned(model, f"mixtures-s{seed}", settings)
+
     def control(self) -> nn.Module:
         """Return the original after as much training as the converted ones get in all."""
         both = self.amounts.attention + self.amounts.linear

@@ -20,6 +20,7 @@ TUNED = {
     "attention": "attention binary, linear layers dense",
     "mlp": "  + all MLPs shift",
     "moe": "  + MLPs mixtures",
+    "mixtures": "attention unchanged, MLPs mixtures",
 }
 
 

@@ -7,8 +7,9 @@
 
 Accuracy is on Fashion-MNIST's 10,000 test pictures, of the shipped `vit_fashion` and of a small
 PVTv2 that is trained here; they choose nothing. Everything is kept in DIR and goes on where it was
-stopped. Stages: vit, pvt (one row after the other: seed 0 first), latency, energy, bytes. Latencies
-are medians of thread CPU time of one picture in ONNX Runtime with one thread, all files in turn.
+stopped. Stages: mixtures (of the ViT, attention unchanged), vit, pvt (one row after the other: seed
+0 first), latency, energy, bytes. Latencies are medians of thread CPU time of one picture in ONNX
+Runtime with one thread, all files in turn.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from _shiftadd import Amounts, Bench
 from _shiftadd_latency import energy, latencies, weight_bytes
 from _shiftadd_report import SEEDS, lines
 
-STAGES = ("vit", "pvt", "latency", "energy", "bytes")
+STAGES = ("mixtures", "vit", "pvt", "latency", "energy", "bytes")
 # Converted and not trained: attention, what linear layers become, and which.
 ONESHOT = {
     "attention": (True, "dense", "mlp"),
@@ -70,6 +71,10 @@ def main() -> None:
         if kind in stages:
             bench = Bench(kind, args.work / kind, args.dataset, amounts)
             accuracies(bench, results, SEEDS[: args.seeds])
+    if "mixtures" in stages:
+        bench = Bench("vit", args.work / "vit", args.dataset, amounts)
+        for seed in SEEDS[: args.seeds]:
+            results.once(f"vit-mixtures-s{seed}", lambda s=seed: bench.judge(bench.mixtures(s)))
     if "energy" in stages:
         results.once("energy", energy)
     if "bytes" in stages:

@@ -35,6 +35,15 @@ inline void finish(const std::int32_t* sums, float row_scale, const float* scale
   std::memcpy(out, y, width * sizeof(float));
 }
 
+// At most `width` floats. A copy of unknown length would cost more than a tile's epilogue.
+template <std::size_t width>
+inline void copy(const float* from, std::size_t count, float* to) {
+  if (count == width)
+    std::memcpy(to, from, width * sizeof(float));
+  else
+    std::memcpy(to, from, count * sizeof(float));
+}
+
 template <bool wide, bool with_gelu>
 void finish_block(const LinearTask& t, const std::int32_t* sums, std::size_t column,
                   std::size_t first_row, std::size_t rows) {
@@ -45,8 +54,8 @@ void finish_block(const LinearTask& t, const std::int32_t* sums, std::size_t col
     if (n >= outputs) return;
     const std::size_t count = outputs - n < width ? outputs - n : width;
     float scale[width] = {}, bias[width] = {}, y[width];
-    std::memcpy(scale, t.weight.scale + n, count * sizeof(float));
-    if (t.bias != nullptr) std::memcpy(bias, t.bias + n, count * sizeof(float));
+    copy<width>(t.weight.scale + n, count, scale);
+    if (t.bias != nullptr) copy<width>(t.bias + n, count, bias);
     for (std::size_t m = 0; m < rows; ++m) {
       float* out = t.out + (first_row + m) * outputs + n;
       const std::int32_t* group = sums + m * strip_columns + 16 * g;
@@ -60,7 +69,7 @@ void finish_block(const LinearTask& t, const std::int32_t* sums, std::size_t col
         const float* residual = t.residual + (out - t.out);
         for (std::size_t j = 0; j < count; ++j) y[j] += residual[j];
       }
-      std::memcpy(out, y, count * sizeof(float));
+      copy<width>(y, count, out);
     }
   }
 }
