@@ -100,7 +100,8 @@ def test_answers_that_are_kept_teach_the_same(
     original: nn.Module, data: LabelledImages, tmp_path: Path
 ) -> None:
     model, _ = shift_add(original)
-    settings = replace(SHORT, limit=64, distillation=1.0, mirror=True)
+    settings = replace(SHORT, distillation=1.0, mirror=True)
+    data = data.take(range(64))
     made = [
         finetune(
             model, data, settings, work=tmp_path / str(shared), teacher=original, shared=shared

@@ -131,10 +131,9 @@ class Lengths(nn.Module):
         return y.amax((2, 3))
 
 
-@pytest.mark.parametrize("batch", [1, "dyn"])
-def test_operands_broadcast_by_themselves(batch: int | str, tmp_path: Path) -> None:
+def test_operands_broadcast_by_themselves(tmp_path: Path) -> None:
     (graph,) = graphs(Lengths().eval(), (3, 8, 6))
-    export_onnx(graph, tmp_path / "m.onnx", batch=batch)  # type: ignore[arg-type]
+    export_onnx(graph, tmp_path / "m.onnx", batch="dyn")
     # Of the product neither operand has the result's shape: one of them must stay written out.
     assert operators(tmp_path / "m.onnx")["Expand"] <= 1
     assert worst_difference(tmp_path / "m.onnx", graph, (1,), Lengths()) < 1e-6
