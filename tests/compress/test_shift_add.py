@@ -86,6 +86,19 @@ def test_linear_layers_become_shift_layers_where_asked(plain: DeiT) -> None:
     assert isinstance(layer, MixtureLinear) and layer.wanted_shares == pytest.approx((1 / 3, 2 / 3))
 
 
+def test_softmax_attention_works_with_projections_of_shifts() -> None:
+    torch.manual_seed(0)
+    model = PVTv2(
+        dims=(16, 32), depths=(1, 1), heads=(1, 2), mlp_ratios=(2, 2), attention="softmax",
+        num_classes=5, img_size=32,
+    ).eval()  # fmt: skip
+    made, report = shift_add(model, attention="unchanged", linear="shift", layers="all")
+    assert report.count("shift") == 6
+    with torch.no_grad():
+        x = torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(vitlet.reparameterize(made)(x), made(x))
+
+
 def test_shift_layers_keep_the_function_up_to_their_rounding(images: Tensor) -> None:
     trained = vitlet.create_model("vit_fashion")
     made, _ = shift_add(trained, attention="unchanged", linear="shift")
