@@ -47,3 +47,18 @@ def write(path: Path, content: str | bytes | Callable[[Path], Any]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a picture that cannot be drawn, before the work that it would show.
+
+    Raises:
+        UsageError: its ending is no format that can be written.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    from vitlet._extras import require
+    from vitlet.errors import UsageError
+
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot must end in .png, .svg or .pdf, got {path}")
+    require("matplotlib", extra="report", why="draw a plot")

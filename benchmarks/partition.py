@@ -19,13 +19,13 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from _partition import FULL, KEEP, QUICK, Bench
+from _results import Results, Row
 
 from vitlet.partition.chart import Point, chart
 from vitlet.partition.devices import Device
@@ -39,33 +39,6 @@ SEEDS = (0, 1, 2)
 STAGES = (
     "base", "n10", "n5", "n3", "n2", "seeds", "baselines", "plan", "deit_base",
 )  # fmt: skip
-Row = dict[str, Any]
-
-
-class Results:
-    """One JSON file a result, in DIR/results."""
-
-    def __init__(self, work: Path) -> None:
-        self.folder = work / "results"
-
-    def get(self, name: str) -> Row | None:
-        """Return a result that is there, or None."""
-        path = self.folder / f"{name}.json"
-        return json.loads(path.read_text()) if path.is_file() else None
-
-    def once(self, name: str, make: Callable[[], Row]) -> Row:
-        """Return a result that is there, or make and keep it."""
-        row = self.get(name)
-        if row is None:
-            print(f"{name} ...", flush=True)
-            row = make()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.folder / f"{name}.part"
-            part.write_text(json.dumps(row, indent=1) + "\n")
-            part.replace(self.folder / f"{name}.json")
-        shown = {k: v for k, v in row.items() if isinstance(v, int | float)}
-        print(f"{name}: {shown}", flush=True)
-        return row
 
 
 def split_row(bench: Bench, name: str, devices: int, seed: int, **how: Any) -> Row:

@@ -44,6 +44,21 @@ def global_pool(node: ir.Node) -> bool:
     return True
 
 
+def broadcast(node: ir.Node) -> bool:
+    """Let an operand broadcast by itself instead of being written out for every place."""
+    if node.domain != "" or node.op_type not in ("Add", "Sub", "Mul", "Div"):
+        return False
+    shape = node.outputs[0].shape
+    for index, value in enumerate(node.inputs):
+        wide, other = None if value is None else value.producer(), node.inputs[1 - index]
+        if wide is None or wide.domain != "" or wide.op_type != "Expand" or other is None:
+            continue
+        if shape is not None and other.shape is not None and str(other.shape) == str(shape):
+            node.replace_input_with(index, wide.inputs[0])
+            return True
+    return False
+
+
 def simplify(model: ir.Model, *, fold_input: bool = True) -> None:
     """Fold, split and clean until nothing changes.
 
@@ -55,6 +70,7 @@ def simplify(model: ir.Model, *, fold_input: bool = True) -> None:
     steps = (
         *_STEPS,
         global_pool,
+        broadcast,
         split_conv,
         split_linear,
         *([fold_into_next] if fold_input else []),

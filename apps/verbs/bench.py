@@ -15,13 +15,16 @@ from vitlet.apps.output import Output, columns
 if TYPE_CHECKING:
     from vitlet.apps.bench_run import Measured
 
-_PROFILE = "Device file"
+_PROFILE, _EXPERTS = "Device file", "Mixtures"
 _AGREE = 0.999  # cosine below which two engines are said to compute different things
 
 
 def bench(
     bundle: Annotated[
-        Path | None, typer.Argument(metavar="BUNDLE", help="What `vitlet export` made.")
+        Path | None,
+        typer.Argument(
+            metavar="BUNDLE", help="What `vitlet export` made; for --experts a model of the zoo."
+        ),
     ] = None,
     engine: Annotated[
         str | None,
@@ -83,6 +86,16 @@ def bench(
             rich_help_panel=_PROFILE,
         ),
     ] = None,
+    experts: Annotated[
+        Path | None,
+        typer.Option(
+            "--experts",
+            metavar="FILE",
+            help="Measure a token in the dense and the shift kernel for each linear layer of a "
+            "model, for `vitlet compress shift-add --latency` (.json).",
+            rich_help_panel=_EXPERTS,
+        ),
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -91,6 +104,7 @@ def bench(
 ) -> None:
     """Measure load time, latency, throughput and memory."""
     from vitlet.apps import bench_run, machine
+    from vitlet.apps.files import check_plot
     from vitlet.apps.hints import existing
     from vitlet.apps.lists import duration as parse_duration
     from vitlet.apps.lists import numbers, words
@@ -100,6 +114,11 @@ def bench(
     with Output(json, quiet, verbose, not no_progress) as out:
         if iters is not None and duration is not None:
             raise UsageError("--iters and --duration exclude each other: give one")
+        if experts is not None:
+            if device_profile is not None or bundle is None:
+                raise UsageError("--experts measures the layers of one MODEL of the zoo")
+            _experts(out, str(bundle), experts, threads, duration)
+            return
         if device_profile is not None:
             _profile(out, bundle, device_profile, device_name, threads, duration)
             return
@@ -109,7 +128,7 @@ def bench(
         wanted = numbers(percentiles, "--percentiles", low=0, high=100)
         seconds = parse_duration(duration or "2s", "--duration")
         if plot is not None:
-            _check_plot(plot)
+            check_plot(plot)
         engines = [engine_name(word) for word in words(engine)] if engine else None
         jobs = bench_run.plan(
             bundle,
@@ -195,6 +214,28 @@ def _profile(
     out.next(f"vitlet partition plan MODEL --devices {file} -o WORK --data DATA")
 
 
+def _experts(out: Output, model: str, file: Path, threads: str, duration: str | None) -> None:
+    from vitlet.apps import expert_times
+    from vitlet.apps.lists import duration as parse_duration
+    from vitlet.apps.lists import numbers
+    from vitlet.apps.output import columns
+    from vitlet.errors import UsageError
+
+    counts = numbers(threads, "--threads", low=1, whole=True)
+    if len(counts) != 1:
+        raise UsageError("--experts takes one thread count")
+    seconds = parse_duration(duration or "300ms", "--duration")
+    with out.progress("measure the layers"):
+        times = expert_times.measure(model, file, int(counts[0]), seconds)
+    heads = (">in", ">out", ">tokens", ">dense us", ">shift us", ">dense share")
+    out.result(
+        {"file": file, **times.to_json()},
+        lambda: out.print(columns(heads, expert_times.rows(times))),
+    )
+    out.log(f"wrote {file}")
+    out.next(f"vitlet compress shift-add {model} --linear moe --latency {file} --data DATA -o DIR")
+
+
 def _show(out: Output, results: list[Measured], wanted: list[float]) -> None:
     from vitlet.apps.units import milliseconds, plural, size
 
@@ -227,12 +268,3 @@ def _percentile(p: float, result: Measured) -> str:
     from vitlet.apps.units import milliseconds
 
     return milliseconds(result.percentile(p))
-
-
-def _check_plot(path: Path) -> None:
-    from vitlet._extras import require
-    from vitlet.errors import UsageError
-
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--plot must end in .png, .svg or .pdf, got {path}")
-    require("matplotlib", extra="report", why="draw a plot")

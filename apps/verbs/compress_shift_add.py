@@ -41,6 +41,15 @@ def shift_add(
         str,
         typer.Option("--layers", metavar="WHICH", help="mlp, attention, all, or path patterns."),
     ] = "mlp",
+    latency: Annotated[
+        Path | None,
+        typer.Option(
+            "--latency",
+            metavar="FILE",
+            help="Of the layers of mixtures, from `vitlet bench MODEL --experts FILE`; by default "
+            "dense and shift are taken to cost 6 to 4.",
+        ),
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", metavar="FILE", help="Checkpoint.", rich_help_panel=_MODEL),
@@ -92,6 +101,15 @@ def shift_add(
             rich_help_panel=_TRAINING,
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw the loss by epoch (.png, .svg, .pdf).",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     seed: Seed = 0,
     json: Json = False,
@@ -101,6 +119,7 @@ def shift_add(
 ) -> None:
     """Turn attention into additions and linear layers into shifts."""
     from vitlet._extras import require
+    from vitlet.apps.files import check_plot
     from vitlet.apps.lists import words
     from vitlet.apps.partitioning import FullModel, read_config, read_pictures
 
@@ -110,6 +129,8 @@ def shift_add(
         import torch
 
         from vitlet.compress import finetune as tuning
+        from vitlet.compress.expert_latency import read_times
+        from vitlet.compress.journal_plot import plot_journal
         from vitlet.compress.pictures import Pictures
         from vitlet.compress.shift_add import shift_add as convert
         from vitlet.errors import UsageError
@@ -117,6 +138,13 @@ def shift_add(
 
         for warning in full.warnings:
             out.warn(warning)
+        if plot is not None:
+            check_plot(plot)
+            if not epochs:
+                raise UsageError("--plot draws the training: it needs --epochs")
+        if latency is not None and linear != "moe":
+            raise UsageError("--latency is for --linear moe")
+        times = (6.0, 4.0) if latency is None else read_times(latency)
         pictures = read_pictures(data, "train")
         original = full.build()
         spec = full.spec() or getattr(getattr(original, "info", None), "preprocess", None)
@@ -129,7 +157,7 @@ def shift_add(
         with out.progress("convert"):
             made, report = convert(
                 original, attention=choice[0], linear=choice[1], layers=patterns,
-                calibration=images,
+                calibration=images, latency=times,
             )  # fmt: skip
         folder = work or output.with_name(f"{output.name}.work")
         if epochs:
@@ -144,6 +172,9 @@ def shift_add(
                 made, pictures, settings, work=folder, teacher=original, preprocess=spec,
                 progress=note,
             )  # fmt: skip
+            if plot is not None:
+                plot_journal(folder / "journal.jsonl", plot)
+                out.log(f"wrote {plot}")
         bundle = export(
             made, words(to), output, spec=spec, labels=pictures.classes, force=force,
             progress=out.progress,

@@ -28,13 +28,30 @@ inline float largest(const float* x, std::size_t count) {
 // Adding 1.5 * 2^23 leaves the rounded integer in the low bits. `nothing` is 0: between the product
 // and the sum, it keeps a compiler that may from making one operation of them, which would round
 // once instead of twice.
+template <class Floats, class Integers>
+inline Integers rounded(const float* x, float inverse, std::int32_t nothing, std::int32_t zero) {
+  Floats v;
+  std::memcpy(&v, x, sizeof(v));
+  v = (Floats)((Integers)(v * inverse) ^ nothing) + 12582912.0f;
+  return (Integers)v + (zero - 0x4b400000);
+}
+
 inline void round_16(const float* x, float inverse, std::int32_t nothing, std::int32_t zero,
                      std::uint8_t* q) {
-  F32x16 v;
-  std::memcpy(&v, x, sizeof(v));
-  v = (F32x16)((I32x16s)(v * inverse) ^ nothing) + 12582912.0f;
-  const I32x16s bits = (I32x16s)v + (zero - 0x4b400000);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // gcc 12 would move the low bytes one by one.
+  using F32x8 = float __attribute__((vector_size(32)));
+  using I32x8 = std::int32_t __attribute__((vector_size(32)));
+  const I32x8 low = rounded<F32x8, I32x8>(x, inverse, nothing, zero) & 255;
+  const I32x8 high = rounded<F32x8, I32x8>(x + 8, inverse, nothing, zero) & 255;
+  // 0-3 8-11 in one half, 4-7 12-15 in the other.
+  const __m256i words = _mm256_packs_epi32((__m256i)low, (__m256i)high);
+  const U8x16 bytes = (U8x16)_mm_shuffle_epi32(
+      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)), 0xd8);
+#else
+  const I32x16s bits = rounded<F32x16, I32x16s>(x, inverse, nothing, zero);
   const U8x16 bytes = __builtin_convertvector(bits, U8x16);
+#endif
   std::memcpy(q, &bytes, sizeof(bytes));
 }
 

@@ -26,9 +26,10 @@ std::size_t parts_of(std::size_t rows, const LinearWeight& weight, int threads) 
   return most < threads ? static_cast<std::size_t>(most) : static_cast<std::size_t>(threads);
 }
 
-// A panel of bytes, and six rows of its sums.
+// Strips of bytes, and six rows of one's sums.
 std::size_t part_space(const LinearWeight& weight) {
-  return padded_inputs(weight.inputs) * 64 + std::size_t{6} * 64 * sizeof(std::int32_t);
+  return linear_strip_space(padded_inputs(weight.inputs)) +
+         std::size_t{6} * 64 * sizeof(std::int32_t);
 }
 
 }  // namespace

@@ -68,6 +68,12 @@ void shift_linear(const float* x, std::size_t rows, const LinearWeight& weight, 
                   Activation activation, const float* residual, float* out);
 }  // namespace reference
 
+// Bytes of expanded strips that are kept together, and room for them or for one that is longer.
+inline constexpr std::size_t linear_strip_bytes = std::size_t{1} << 14;
+constexpr std::size_t linear_strip_space(std::size_t stride) {
+  return stride * 64 > linear_strip_bytes ? stride * 64 : linear_strip_bytes;
+}
+
 // What the two stages of one call share. Rows are rounded first, then `parts` threads multiply.
 struct LinearTask {
   const float* x;

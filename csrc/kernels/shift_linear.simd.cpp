@@ -2,8 +2,8 @@
 // Nothing here may be inline with external linkage: see simd.h.
 //
 // The work is cut into strips of `strip_columns` columns (int8_tile.h) by blocks of at most
-// `tile_rows` rows. A strip's codes become bytes once, in memory that stays in the nearest cache,
-// and all row blocks use them.
+// `tile_rows` rows. Strips' codes become bytes once, in memory that stays in the nearest cache, and
+// all row blocks use them.
 #include "shift_linear.h"
 
 #include "float_activation.h"
@@ -12,6 +12,8 @@
 
 namespace vitlet::VITLET_ISA {
 namespace {
+
+constexpr std::size_t max_strips = 64;
 
 inline bool is_small(WeightFormat format) { return format == WeightFormat::shift; }
 
@@ -33,6 +35,15 @@ inline void finish(const std::int32_t* sums, float row_scale, const float* scale
   std::memcpy(out, y, width * sizeof(float));
 }
 
+// At most `width` floats. A copy of unknown length would cost more than a tile's epilogue.
+template <std::size_t width>
+inline void copy(const float* from, std::size_t count, float* to) {
+  if (count == width)
+    std::memcpy(to, from, width * sizeof(float));
+  else
+    std::memcpy(to, from, count * sizeof(float));
+}
+
 template <bool wide, bool with_gelu>
 void finish_block(const LinearTask& t, const std::int32_t* sums, std::size_t column,
                   std::size_t first_row, std::size_t rows) {
@@ -43,8 +54,8 @@ void finish_block(const LinearTask& t, const std::int32_t* sums, std::size_t col
     if (n >= outputs) return;
     const std::size_t count = outputs - n < width ? outputs - n : width;
     float scale[width] = {}, bias[width] = {}, y[width];
-    std::memcpy(scale, t.weight.scale + n, count * sizeof(float));
-    if (t.bias != nullptr) std::memcpy(bias, t.bias + n, count * sizeof(float));
+    copy<width>(t.weight.scale + n, count, scale);
+    if (t.bias != nullptr) copy<width>(t.bias + n, count, bias);
     for (std::size_t m = 0; m < rows; ++m) {
       float* out = t.out + (first_row + m) * outputs + n;
       const std::int32_t* group = sums + m * strip_columns + 16 * g;
@@ -58,7 +69,7 @@ void finish_block(const LinearTask& t, const std::int32_t* sums, std::size_t col
         const float* residual = t.residual + (out - t.out);
         for (std::size_t j = 0; j < count; ++j) y[j] += residual[j];
       }
-      std::memcpy(out, y, count * sizeof(float));
+      copy<width>(y, count, out);
     }
   }
 }
@@ -87,31 +98,48 @@ void shift_linear_multiply(const LinearTask& t, std::size_t part) {
   const LinearWeight& w = t.weight;
   const bool small = is_small(w.format), dense = w.format == WeightFormat::dense;
   std::uint8_t* expanded = t.space + part * t.part_space;
-  auto* sums = reinterpret_cast<std::int32_t*>(expanded + t.stride * 64);
+  auto* sums = reinterpret_cast<std::int32_t*>(expanded + linear_strip_space(t.stride));
   const std::size_t bytes = panel_bytes(w.format, w.inputs);
   const std::size_t blocks = (t.rows + tile_rows - 1) / tile_rows;
-  const std::size_t units = padded_columns(w.format, w.outputs) / strip_columns * blocks;
-  const std::size_t begin = units * part / t.parts, end = units * (part + 1) / t.parts;
+  // Strips of nothing but padding are left out: of 32 outputs they would be half of the work.
+  const std::size_t columns = w.format == WeightFormat::wide ? (w.outputs + 7) / 8 * 16 : w.outputs;
+  const std::size_t strips = (columns + strip_columns - 1) / strip_columns;
   const bool direct = tiles_read_codes && !dense && blocks == 1;
-  std::size_t ready = static_cast<std::size_t>(-1);  // the strip that is expanded
-  const std::uint8_t* strip_bytes = nullptr;
+  // As many strips as fit into the nearest cache are expanded together, so that a block of rows
+  // meets all of them at once and writes whole rows.
+  const std::size_t room = t.stride * strip_columns;
+  std::size_t most = 1;
+  while (blocks > 1 && most < max_strips && (most + 1) * room <= linear_strip_bytes) ++most;
+  const std::size_t group_units = most * blocks;
+  const std::uint8_t* strip_bytes[max_strips] = {};
+  const std::size_t units = strips * blocks;
+  const std::size_t begin = units * part / t.parts, end = units * (part + 1) / t.parts;
+  std::size_t ready = static_cast<std::size_t>(-1);  // the group of strips that is expanded
   for (std::size_t unit = begin; unit < end; ++unit) {
-    const std::size_t strip = unit / blocks, block = unit % blocks, column = strip * strip_columns;
-    const std::uint8_t* panel = w.panels + column / 64 * bytes;
+    const std::size_t group = unit / group_units, inside = unit % group_units;
+    const std::size_t first = group * most, left = strips - first;
+    const std::size_t width = left < most ? left : most;
+    const std::size_t block = inside / width, strip = first + inside % width;
+    const std::size_t column = strip * strip_columns;
     const std::size_t length = t.rows / blocks, longer = t.rows % blocks;
     const std::size_t row = block * length + (block < longer ? block : longer);
     const std::size_t rows = length + (block < longer ? 1 : 0);
     const Tile tile{t.q + row * t.stride, t.stride, w.sums + column, sums};
     if (direct) {
-      multiply_codes(tile, rows, panel, w.format == WeightFormat::wide);
+      multiply_codes(tile, rows, w.panels + column / 64 * bytes, w.format == WeightFormat::wide);
     } else {
-      if (strip != ready) {
-        strip_bytes = dense ? strip_of_bytes(panel, column % 64, t.stride, expanded)
-                            : strip_of_codes(panel, column % 64, t.stride,
-                                             w.format == WeightFormat::wide, expanded);
-        ready = strip;
+      if (group != ready) {
+        for (std::size_t i = 0; i < width; ++i) {
+          const std::size_t at = (first + i) * strip_columns;
+          const std::uint8_t* panel = w.panels + at / 64 * bytes;
+          strip_bytes[i] =
+              dense ? strip_of_bytes(panel, at % 64, t.stride, expanded + i * room)
+                    : strip_of_codes(panel, at % 64, t.stride, w.format == WeightFormat::wide,
+                                     expanded + i * room);
+        }
+        ready = group;
       }
-      multiply_bytes(tile, rows, strip_bytes, small);
+      multiply_bytes(tile, rows, strip_bytes[strip - first], small);
     }
     finish_any(t, sums, column, row, rows);
   }

@@ -14,6 +14,7 @@ from vitlet.export.accelerate.layers import DEPTHWISE, MIXER, Layer, find_layers
 from vitlet.export.accelerate.layout import Times, choose
 from vitlet.export.accelerate.rewrite import Rewriter
 from vitlet.export.accelerate.table import Table
+from vitlet.export.accelerate.tokens import turn_tokens
 
 # What the kernels may compute in, the fastest of which is taken.
 FORMATS: Mapping[str, tuple[str, ...]] = {
@@ -43,6 +44,7 @@ def accelerate_layers(model: ir.Model, name: str, accelerate: str, table: Table)
         UsageError: a given table is of another model.
     """
     common.ShapeInferencePass()(model)
+    turn_tokens(model.graph)
     layers = find_layers(model.graph)
     if not layers:
         raise UnsupportedError(

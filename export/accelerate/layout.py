@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from vitlet.export.accelerate.cut import Cut
 from vitlet.export.accelerate.layers import Layer
+from vitlet.export.accelerate.tokens import TO_FIRST, TO_LAST, is_turn
 from vitlet.export.onnx_graph import constant
 
 # Element by element, whatever the order of the axes.
@@ -113,7 +114,13 @@ def _count_transposes(
     """A value is turned once, if any of its readers wants it the other way round."""
     producer = value.producer()
     made = Cut.SINK if producer is None else member.get(id(producer), Cut.SINK)
-    readers = {member.get(id(use.node), Cut.SINK) for use in value.uses()}
+    readers = {
+        # The graph's own transposes end where images are channels last.
+        Cut.SOURCE if is_turn(use.node, TO_LAST) else member.get(id(use.node), Cut.SINK)
+        for use in value.uses()
+    }
+    if producer is not None and is_turn(producer, TO_FIRST):
+        made = Cut.SOURCE
     if value.is_graph_output():
         readers.add(Cut.SINK)
     readers.discard(made)

@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from vitlet._extras import require
 from vitlet.export.accelerate.layers import MIXER, Layer
-from vitlet.export.accelerate.rewrite import TO_FIRST, TO_LAST, Rewriter
+from vitlet.export.accelerate.rewrite import Rewriter
+from vitlet.export.accelerate.tokens import TO_FIRST, TO_LAST
 from vitlet.export.functions import attach
 from vitlet.runtime.ort import session_options
 

@@ -9,10 +9,9 @@ import onnx_ir as ir
 
 from vitlet.export.accelerate.layers import DEPTHWISE, MIXER, Layer
 from vitlet.export.accelerate.layout import UNARY
+from vitlet.export.accelerate.tokens import TO_FIRST, TO_LAST, is_turn
 from vitlet.export.functions.operator import DOMAIN
 from vitlet.export.onnx_graph import Array, add_constant, constant, insert_before
-
-TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
 class Rewriter:
@@ -42,6 +41,10 @@ class Rewriter:
                 self._put_layer(node, *self._layers[id(node)])
             elif id(node) in self._last:
                 self._put_turned(node)
+            elif is_turn(node, TO_FIRST):
+                self._note_turn(node)
+            elif is_turn(node, TO_LAST):
+                self._save_turn(node)
         for part in reversed(list(self._parts.values())):
             self._graph.remove(part, safe=True)
         for value in list(self._graph.initializers.values()):
@@ -179,6 +182,18 @@ class Rewriter:
             ir.convenience.replace_all_uses_with(before, result)
         if id(old) not in self._parts:
             self._parts[id(old)] = old
+
+    def _note_turn(self, node: ir.Node) -> None:
+        """Whoever wants the output of the graph's own transpose channels last takes its input."""
+        if node.inputs[0] is not None:
+            self._turned[id(node.outputs[0])] = node.inputs[0]
+            self._keep.append(node.outputs[0])
+
+    def _save_turn(self, node: ir.Node) -> None:
+        """The graph's own transpose of what is there channels last is not needed."""
+        twin = None if node.inputs[0] is None else self._turned.get(id(node.inputs[0]))
+        if twin is not None and not node.outputs[0].is_graph_output():
+            ir.convenience.replace_all_uses_with(node.outputs[0], twin)
 
     def _last_of(self, value: ir.Value) -> ir.Value:
         found = self._turned.get(id(value))

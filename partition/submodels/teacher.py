@@ -1,4 +1,4 @@
-"""The full model's answers on a data set, computed once for all sub-models."""
+"""The full model's answers on a data set, computed once for all that learn from them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import hashlib
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitlet.checkpoint import load_state_dict
 from vitlet.compress.pictures import Pictures
 from vitlet.compress.training import save_weights
 from vitlet.errors import UsageError
-from vitlet.models.deit import DeiT
+from vitlet.models.deit import Attention, DeiT
 from vitlet.partition.submodels.features import logits
 
 _PORTION = 250
 
 
-def model_digest(model: torch.nn.Module) -> str:
+def model_digest(model: nn.Module) -> str:
     """Return a SHA-256 of a model's weights with their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -28,7 +28,7 @@ def model_digest(model: torch.nn.Module) -> str:
 
 
 @torch.no_grad()
-def answers(model: DeiT, pictures: Pictures, folder: Path | None = None) -> Tensor:
+def answers(model: nn.Module, pictures: Pictures, folder: Path | None = None) -> Tensor:
     """Return the model's log probabilities, (views, n, classes) float32.
 
     Args:
@@ -40,12 +40,17 @@ def answers(model: DeiT, pictures: Pictures, folder: Path | None = None) -> Tens
         UsageError: the model has not as many outputs as the data have classes.
         StorageError: `folder` cannot be written.
     """
-    outputs = len(model.state_dict()["head.bias"])
-    if outputs != pictures.classes:
-        raise UsageError(f"the model gives {outputs} classes and the data have {pictures.classes}")
+    bias = model.state_dict().get("head.bias")
+    if bias is not None and len(bias) != pictures.classes:
+        raise UsageError(
+            f"the model gives {len(bias)} classes and the data have {pictures.classes}"
+        )
+    # A plain ViT's last block need not compute the tokens that nobody reads.
+    short = type(model) is DeiT and all(type(block.attn) is Attention for block in model.blocks)
     path = None
     if folder is not None:
-        facts = f"{model_digest(model)} {pictures.data.fingerprint()} {pictures.views}"
+        data = pictures.data.fingerprint()
+        facts = f"{model_digest(model)} {data} {pictures.views} {pictures.spec}"
         path = folder / f"answers-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.safetensors"
         if path.is_file():
             return load_state_dict(path)["log_probabilities"]
@@ -53,8 +58,9 @@ def answers(model: DeiT, pictures: Pictures, folder: Path | None = None) -> Tens
     for view in range(pictures.views):
         for part in torch.split(torch.arange(len(pictures)), _PORTION):
             given = pictures.batch(part, torch.full((len(part),), view))
-            rows.append(torch.log_softmax(logits(model, given), dim=-1))
-    made = torch.cat(rows).reshape(pictures.views, len(pictures), outputs)
+            told = logits(model, given) if isinstance(model, DeiT) and short else model(given)
+            rows.append(torch.log_softmax(told, dim=-1))
+    made = torch.cat(rows).reshape(pictures.views, len(pictures), -1)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_weights({"log_probabilities": made}, path)

@@ -131,3 +131,20 @@ def test_a_file_in_the_current_folder_cannot_shadow_a_module(toy_bundle, tmp_pat
     monkeypatch.chdir(tmp_path)
     job = bench_run.Job(toy_bundle, "onnxruntime", "model", 1, 1)
     bench_run.measure([job], warmup=0, iters=1, seconds=0, cold=False, advance=lambda: None)
+
+
+def test_the_layers_of_a_model_are_measured_for_its_mixtures(cli, tmp_path):
+    file = tmp_path / "experts.json"
+    ran = cli("bench", "vit_fashion", "--experts", str(file), "--duration", "1ms")
+    assert ran.code == 0, ran.err
+    found = json.loads(file.read_text())
+    sizes = [(layer["in"], layer["out"], layer["tokens"]) for layer in found["layers"]]
+    assert sizes == [(96, 288, 50), (96, 96, 50), (96, 384, 50), (384, 96, 50)]
+    assert "dense share" in ran.out and f"--latency {file}" in ran.err
+    for argv, words in (
+        (("--experts", "e.json"), "one MODEL"),
+        (("vit_fashion", "--experts", "e.json", "--threads", "1,2"), "one thread count"),
+        (("vit_fashionable", "--experts", "e.json"), "vit_fashion"),
+    ):
+        refused = cli("bench", *argv)
+        assert refused.code == 2 and words in refused.err

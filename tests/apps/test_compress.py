@@ -37,7 +37,13 @@ def converted(cli, place: Path, output: Path, *more: str):
 
 def test_converts_trains_and_proves(cli, place: Path, tmp_path: Path) -> None:
     output = tmp_path / "small.vitlet"
-    more = ("--linear", "moe", "--epochs", "2", "--batch", "8", "--lr", "3e-3")
+    times = tmp_path / "experts.json"
+    sizes = [{"in": 16, "out": 64, "tokens": 5, "dense_us": 2.0, "shift_us": 1.0},
+             {"in": 64, "out": 16, "tokens": 5, "dense_us": 2.0, "shift_us": 1.0}]  # fmt: skip
+    facts = {"format": "vitlet-experts", "version": 1, "machine": {}, "threads": 1}
+    times.write_text(json.dumps({**facts, "layers": sizes}))
+    more = ("--linear", "moe", "--epochs", "2", "--batch", "8", "--lr", "3e-3",
+            "--latency", str(times), "--plot", str(tmp_path / "run.png"))  # fmt: skip
     ran = converted(cli, place, output, *more, "--json")
     assert ran.code == 0, ran.err
     told = json.loads(ran.out)
@@ -47,6 +53,9 @@ def test_converts_trains_and_proves(cli, place: Path, tmp_path: Path) -> None:
     (artifact,) = manifest["artifacts"]
     assert artifact["verification"]["status"] == "passed"
     assert set(artifact["custom_ops"]) == {"BinaryLinearAttention", "ShiftLinear"}
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    journal = (tmp_path / "small.vitlet.work" / "journal.jsonl").read_text().splitlines()
+    assert json.loads(journal[0])["wanted_share"] == round(1 / 3, 4)
     assert manifest["labels"] == ["dark", "light"]
     # The same call takes the finished training.
     again = converted(cli, place, output, *more, "--force")
@@ -63,6 +72,10 @@ def test_what_cannot_be_converted_is_refused_before_anything_is_written(
         (("--attention", "hash"), 2, "attention must be binary"),
         (("--linear", "shift", "--layers", "encoder.*"), 2, "no linear layer"),
         (("--attention", "unchanged"), 2, "nothing to convert"),
+        (("--linear", "shift", "--latency", "times.json"), 2, "--latency is for --linear moe"),
+        (("--linear", "moe", "--latency", "absent.json"), 2, "cannot read absent.json"),
+        (("--plot", "run.bmp"), 2, "--plot must end in .png"),
+        (("--plot", "run.png", "--epochs", "0"), 2, "--plot draws the training"),
     ):
         ran = converted(cli, place, output, *more)
         assert ran.code == code and text in ran.err

@@ -13,10 +13,11 @@ from torch import nn
 
 import vitlet
 from vitlet.compress.finetune import STAGES, FineTuning, finetune
+from vitlet.compress.journal_plot import plot_journal, read_journal
 from vitlet.compress.shift_add import shift_add
 from vitlet.compress.training import Recipe
 from vitlet.data.labelled import LabelledImages
-from vitlet.errors import TrainingError, UsageError
+from vitlet.errors import CorruptInputError, TrainingError, UsageError
 
 FASHION = Path(vitlet.__file__).parent / "data/assets/fashion_test.npz"
 SHORT = FineTuning(Recipe(epochs=3, batch=32, lr=1e-3, average=0.0), smoothing=0.0)
@@ -78,6 +79,61 @@ def test_the_argument_is_not_changed_and_the_journal_tells_shares(
     assert 0 <= told[0]["dense_share"] <= 1  # type: ignore[operator]
 
 
+def test_a_teacher_that_is_told_about_its_blocks_leads_further(
+    original: nn.Module, data: LabelledImages, tmp_path: Path
+) -> None:
+    model, _ = shift_add(original)
+    images = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    gaps = []
+    for features in (0.0, 8.0):
+        settings = replace(SHORT, features=features, limit=64)
+        trained = finetune(model, data, settings, work=tmp_path / str(features), teacher=original)
+        with torch.no_grad():
+            wanted = original.blocks[-1](original._tokens(images))  # type: ignore[index, operator, union-attr]
+            found = trained.blocks[-1](trained._tokens(images))  # type: ignore[index, operator, union-attr]
+        gaps.append(float((found - wanted).norm()))
+    assert gaps[1] < 0.9 * gaps[0]
+    assert not original.blocks[0]._forward_hooks  # type: ignore[index, union-attr]
+
+
+def test_answers_that_are_kept_teach_the_same(
+    original: nn.Module, data: LabelledImages, tmp_path: Path
+) -> None:
+    model, _ = shift_add(original)
+    settings = replace(SHORT, distillation=1.0, mirror=True)
+    data = data.take(range(64))
+    made = [
+        finetune(
+            model, data, settings, work=tmp_path / str(shared), teacher=original, shared=shared
+        )
+        for shared in (None, tmp_path)
+    ]
+    assert len(list(tmp_path.glob("answers-*.safetensors"))) == 1
+    for name, tensor in made[0].state_dict().items():
+        torch.testing.assert_close(tensor, made[1].state_dict()[name], rtol=0, atol=2e-3)
+
+
+def test_a_journal_is_drawn(original: nn.Module, data: LabelledImages, tmp_path: Path) -> None:
+    model, _ = shift_add(original, attention="unchanged", linear="moe", latency=(3.0, 1.0))
+    settings = replace(SHORT, recipe=replace(SHORT.recipe, epochs=2), limit=32)
+    finetune(model, data, settings, work=tmp_path)
+    journal = tmp_path / "journal.jsonl"
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([lines[0], *lines]) + "\n")  # as after a kill
+    entries = read_journal(journal)
+    assert [entry["epoch"] for entry in entries] == [1, 2]
+    assert entries[0]["wanted_share"] == 0.25
+    plot_journal(journal, tmp_path / "run.svg")
+    drawn = (tmp_path / "run.svg").read_text()
+    assert "<svg" in drawn and len(drawn) > 5000
+    journal.write_text('{"epoch": 1}\n')
+    with pytest.raises(CorruptInputError, match="line 1"):
+        read_journal(journal)
+    journal.write_text("")
+    with pytest.raises(UsageError, match="no epoch yet"):
+        plot_journal(journal, tmp_path / "run.svg")
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_epoch(
     original: nn.Module, data: LabelledImages, tmp_path: Path
 ) -> None:
@@ -98,4 +154,6 @@ def test_bad_input_is_refused(original: nn.Module, data: LabelledImages, tmp_pat
         finetune(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), data, SHORT, work=tmp_path)
     with pytest.raises(UsageError, match="smoothing"):
         FineTuning(Recipe(epochs=1), smoothing=1.5)
+    with pytest.raises(UsageError, match="limit"):
+        FineTuning(Recipe(epochs=1), limit=0)
     assert set(STAGES) == {"shiftadd-attention", "shiftadd-moe"}

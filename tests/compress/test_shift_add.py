@@ -56,18 +56,21 @@ def test_calibration_on_real_pictures_keeps_more_answers() -> None:
     model = vitlet.create_model("vit_fashion")
     pictures = np.load(FASHION)["images"][:256].astype(np.float32) / 255
     x = torch.from_numpy((pictures - 0.2860) / 0.3530)[:, None]
-    fitted, report = shift_add(model, calibration=x[:128])
+    fitted, report = shift_add(model, calibration=x[:96])
     raw, _ = shift_add(model)
     with torch.no_grad():
         kept, lost = (float((m(x[128:]).argmax(1) == model(x[128:]).argmax(1)).float().mean())
                       for m in (fitted, raw))  # fmt: skip
         assert kept > lost + 0.1
-        # A threshold is the mean over the calibration pictures of a head's numbers.
-        tokens = model.blocks[0].norm1(model._tokens(x[:128]))  # type: ignore[operator, union-attr, index]
+        # A threshold is the mean over the calibration pictures of a head's numbers, or as many
+        # deviations above it for all heads.
+        tokens = model.blocks[0].norm1(model._tokens(x[:96]))  # type: ignore[operator, union-attr, index]
         layer = fitted.blocks[0].attn  # type: ignore[union-attr, index]
         assert isinstance(layer, LinearAngularAttention)
         q = layer.directions(tokens)[0]
-    torch.testing.assert_close(layer.q_threshold.detach(), q.mean(dim=(0, 2, 3)))
+    above = (layer.q_threshold.detach() - q.mean(dim=(0, 2, 3))) / q.std(dim=(0, 2, 3))
+    torch.testing.assert_close(above, above[:1].expand(3), rtol=0, atol=1e-4)
+    assert min(abs(float(above[0]) - one) for one in (0.0, 0.35, 0.7, 1.05, 1.4)) < 1e-4
     assert all(change.error is not None and change.error < 0.8 for change in report.changes)
 
 
@@ -81,6 +84,19 @@ def test_linear_layers_become_shift_layers_where_asked(plain: DeiT) -> None:
     assert report.count("mixture") == 6 and report.count("binary attention") == 3
     layer = mixed.blocks[0].mlp.fc1
     assert isinstance(layer, MixtureLinear) and layer.wanted_shares == pytest.approx((1 / 3, 2 / 3))
+
+
+def test_softmax_attention_works_with_projections_of_shifts() -> None:
+    torch.manual_seed(0)
+    model = PVTv2(
+        dims=(16, 32), depths=(1, 1), heads=(1, 2), mlp_ratios=(2, 2), attention="softmax",
+        num_classes=5, img_size=32,
+    ).eval()  # fmt: skip
+    made, report = shift_add(model, attention="unchanged", linear="shift", layers="all")
+    assert report.count("shift") == 6
+    with torch.no_grad():
+        x = torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(vitlet.reparameterize(made)(x), made(x))
 
 
 def test_shift_layers_keep_the_function_up_to_their_rounding(images: Tensor) -> None:

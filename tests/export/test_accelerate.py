@@ -174,6 +174,47 @@ def test_any_choice_computes_the_same(seed: int, opset: int, tmp_path: Path) -> 
         assert off(run(one, path, kernels, 2), truth(one, 2)) < 1e-5
 
 
+class Tokens(nn.Module):
+    """A convolution over the map that tokens are, as in PVTv2, GELU behind it or not."""
+
+    def __init__(self, gelu: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.fc1, self.fc2 = nn.Linear(8, 24), nn.Linear(24, 8)
+        self.filters = nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.gelu = gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.stem(x)
+        b, _, h, w = maps.shape
+        tokens = maps.flatten(2).transpose(1, 2)
+        y = self.fc1(tokens)
+        y = self.filters(y.transpose(1, 2).reshape(b, 24, h, w)).flatten(2).transpose(1, 2)
+        tokens = tokens + self.fc2(nn.functional.gelu(y) if self.gelu else y.tanh())
+        out: Tensor = tokens.transpose(1, 2).reshape(b, 8, h, w).amax((2, 3))
+        return out
+
+
+@pytest.mark.parametrize(("gelu", "opset", "batch"), [(True, 20, 1), (True, 17, 1), (False, 20, 2)])
+def test_tokens_reach_a_depthwise_convolution_without_a_transpose(
+    gelu: bool, opset: int, batch: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    (one,) = graphs(Tokens(gelu).eval(), (3, 10, 14))
+    path = tmp_path / "m.onnx"
+    export_onnx(
+        one, path, accelerate="fp32", opset=opset, batch=batch, accelerate_table=Made()
+    )  # fmt: skip
+    nodes = onnx.load(str(path)).graph.node
+    (layer,) = [node for node in nodes if node.op_type == "DepthwiseConv2d"]
+    activation = next(a.s for a in layer.attribute if a.name == "activation")
+    assert activation == (b"gelu" if gelu and opset == 20 else b"none")
+    # Behind the stem, and before the maximum: what is left is around operators of others.
+    assert sum(node.op_type == "Transpose" for node in nodes) == 2
+    for kernels in (True, False):
+        assert off(run(one, path, kernels, batch), truth(one, batch)) < 1e-5
+
+
 def test_measured_times_are_kept_and_give_the_same_bytes_again(cas: Graph, tmp_path: Path) -> None:
     first = export_onnx(cas, tmp_path / "a", accelerate="int8")
     table = first.details["accelerate_table"]

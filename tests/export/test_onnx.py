@@ -122,6 +122,23 @@ class Doubling(nn.Module):
         return self.head(self.expand(self.mix(self.after(x))).mean((2, 3)))
 
 
+class Lengths(nn.Module):
+    """Rows of unit length, and a sum whose one operand is written out for the other's sake."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        unit = nn.functional.normalize(x, dim=-1)
+        y = unit + x.mean(1, keepdim=True).expand(-1, 3, -1, -1) * x[:, :, :1].expand_as(x)
+        return y.amax((2, 3))
+
+
+def test_operands_broadcast_by_themselves(tmp_path: Path) -> None:
+    (graph,) = graphs(Lengths().eval(), (3, 8, 6))
+    export_onnx(graph, tmp_path / "m.onnx", batch="dyn")
+    # Of the product neither operand has the result's shape: one of them must stay written out.
+    assert operators(tmp_path / "m.onnx")["Expand"] <= 1
+    assert worst_difference(tmp_path / "m.onnx", graph, (1,), Lengths()) < 1e-6
+
+
 def test_depthwise_with_two_outputs_per_channel_becomes_plain_depthwise(tmp_path: Path) -> None:
     torch.manual_seed(0)
     for padded, convolutions in ((False, 9), (True, 8)):

@@ -24,7 +24,7 @@ from vitlet.data.labelled import LabelledImages
 from vitlet.data.spec import Preprocess
 from vitlet.errors import UsageError
 from vitlet.layers.mixture_linear import MixtureLinear, balance_loss
-from vitlet.partition.submodels.teacher import model_digest
+from vitlet.partition.submodels.teacher import answers, model_digest
 
 Model = TypeVar("Model", bound=nn.Module)
 Stage = Literal["shiftadd-attention", "shiftadd-moe"]
@@ -40,8 +40,11 @@ class FineTuning:
         smoothing: of the labels.
         distillation: weight of the original model's answers; the labels have the rest.
         temperature: at which the answers are compared.
+        features: weight of the relative squared difference to what the original's blocks give, the
+            mean over the blocks; it leads a converted model back in fewer steps than answers do.
         balance: weight of the mixtures' balance losses.
         mirror: whether a mirrored picture still shows its class.
+        limit: pictures in an epoch, others each time; None: all.
         seed: of everything that is random.
     """
 
@@ -49,8 +52,10 @@ class FineTuning:
     smoothing: float = 0.1
     distillation: float = 0.5
     temperature: float = 2.0
+    features: float = 0.0
     balance: float = _BALANCE
     mirror: bool = False
+    limit: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,6 +64,8 @@ class FineTuning:
                 "expected smoothing in [0, 1) and distillation in [0, 1], got "
                 f"{self.smoothing} and {self.distillation}"
             )
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"expected a limit of 1 picture or more, got {self.limit}")
 
 
 # The paper's rates are for 100 epochs each; these are for a tenth of that.
@@ -85,6 +92,7 @@ def finetune(
     work: str | os.PathLike[str],
     teacher: nn.Module | None = None,
     preprocess: Preprocess | None = None,
+    shared: str | os.PathLike[str] | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> Model:
     """Return a trained copy of a model, in eval mode; a call that was stopped goes on.
@@ -100,6 +108,8 @@ def finetune(
             ``weights.safetensors``.
         teacher: the original model; without one only the labels teach.
         preprocess: what the model expects of an image; by default what the zoo says of it.
+        shared: folder in which the teacher's answers on all pictures are kept for further runs. It
+            then answers each picture once; by default once for every batch.
         progress: told of each epoch as the journal is.
 
     Raises:
@@ -120,6 +130,11 @@ def finetune(
         settings = replace(settings, distillation=0.0)
     else:
         teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+    known = None
+    compared = teacher is not None and settings.features > 0
+    if teacher is not None and shared is not None and not compared:
+        known = answers(teacher, pictures, Path(shared))
+    own, wanted = _follow(student), {} if teacher is None else _follow(teacher)
     mixed = any(isinstance(layer, MixtureLinear) for layer in student.modules())
 
     def loss(indices: Tensor, rng: torch.Generator) -> Tensor:
@@ -134,8 +149,10 @@ def finetune(
         total = (1 - share) * F.cross_entropy(logits, target, label_smoothing=settings.smoothing)
         if teacher is not None:
             with torch.no_grad():
-                told = teacher(given)
+                told = teacher(given) if known is None else known[views, indices]
             total = total + share * _divergence(told, logits, settings.temperature)
+        if compared:
+            total = total + settings.features * _difference(own, wanted)
         return total + settings.balance * balance_loss(student) if mixed else total
 
     folder = Path(work)
@@ -151,11 +168,40 @@ def finetune(
         "model": model_digest(model),
         "teacher": None if teacher is None else model_digest(teacher),
         "data": data.fingerprint(),
+        "answers": "kept" if known is not None else "made",
         "settings": repr(settings),
     }
-    run = Run("finetune", student, pictures.shuffled, loss, settings.recipe, settings.seed, inputs)
+
+    def order(rng: torch.Generator) -> Tensor:
+        return pictures.shuffled(rng)[: settings.limit]
+
+    run = Run("finetune", student, order, loss, settings.recipe, settings.seed, inputs)
     train(run, folder, note)
     return student.eval()
+
+
+def _follow(model: nn.Module) -> dict[str, Tensor]:
+    """Return a table that holds what each block of a transformer gave last."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            found[name] = output
+
+        return hook
+
+    for name, part in model.named_modules():
+        if hasattr(part, "attn") and hasattr(part, "mlp"):
+            part.register_forward_hook(keep(name))
+    return found
+
+
+def _difference(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
+    terms = [
+        (found[name] - target).square().mean() / target.square().mean().clamp_min(1e-12)
+        for name, target in wanted.items()
+    ]
+    return torch.stack(terms).mean()
 
 
 def _check(model: nn.Module, pictures: Pictures) -> None:
@@ -177,9 +223,12 @@ def _divergence(told: Tensor, logits: Tensor, temperature: float) -> Tensor:
 
 def _shares(model: nn.Module) -> dict[str, float]:
     """Return the share of the tokens that went through dense layers, where there are mixtures."""
-    shares = [
-        layer.shares[0]
-        for layer in model.modules()
-        if isinstance(layer, MixtureLinear) and layer.shares is not None
-    ]
-    return {"dense_share": round(float(torch.stack(shares).mean()), 4)} if shares else {}
+    mixtures = [layer for layer in model.modules() if isinstance(layer, MixtureLinear)]
+    shares = [layer.shares[0] for layer in mixtures if layer.shares is not None]
+    if not shares:
+        return {}
+    wanted = sum(layer.wanted_shares[0] for layer in mixtures) / len(mixtures)
+    return {
+        "dense_share": round(float(torch.stack(shares).mean()), 4),
+        "wanted_share": round(wanted, 4),
+    }

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlet.compress.calibrate_attention import calibrate
+from vitlet.compress.expert_latency import ExpertTimes, Size
 from vitlet.errors import ShapeError, UsageError
 from vitlet.layers.attention import SelfAttention
 from vitlet.layers.linear_angular_attention import LinearAngularAttention
@@ -72,7 +73,7 @@ def shift_add(
     linear: Literal["shift", "moe", "dense"] = "dense",
     layers: str | Sequence[str] = "mlp",
     calibration: Tensor | None = None,
-    latency: Sequence[float] = (6.0, 4.0),
+    latency: Sequence[float] | ExpertTimes = (6.0, 4.0),
 ) -> tuple[Model, ShiftAddReport]:
     """Return a copy of a model with additive attention and shift layers, and what was done.
 
@@ -86,7 +87,8 @@ def shift_add(
             The classifier's head and the patch embedding stay dense in any case.
         calibration: images (B, C, H, W) for the thresholds and the fit of the projections. Without
             them thresholds are 0 and the converted attention is far off until fine-tuned.
-        latency: time per token of a dense and a shift layer, for "moe".
+        latency: for "moe", time per token of a dense and a shift layer, or what
+            `vitlet.compress.expert_latency` measured of each size on the machine that will run it.
 
     Returns:
         The model, in eval mode, and the report.
@@ -115,6 +117,42 @@ def shift_add(
         reasons = {change.note for change in report.changes} or {"it has no softmax attention"}
         raise UsageError(f"nothing to convert in {type(model).__name__}: {'; '.join(reasons)}")
     return model, report
+
+
+@torch.no_grad()
+def mixture_sizes(
+    model: nn.Module, example: Tensor, *, layers: str | Sequence[str] = "all"
+) -> list[tuple[Size, int]]:
+    """Return the sizes of a model's mixtures, and of the linear layers that could become some.
+
+    Args:
+        model: of the zoo, converted or not.
+        example: one image (1, C, H, W).
+        layers: as in `shift_add`.
+
+    Returns:
+        Per layer the numbers in and out, and how many tokens of the image it multiplies.
+    """
+    patterns = _patterns(layers)
+    found: list[tuple[Size, int]] = []
+
+    def note(part: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        given = args[0]
+        found.append(((given.shape[-1], out.shape[-1]), given[..., 0].numel()))
+
+    hooks = [
+        part.register_forward_hook(note)
+        for name, part in model.named_modules()
+        if type(part) in (nn.Linear, MixtureLinear)
+        and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        and not any(end in name for end in (".experts.", ".gate."))
+    ]
+    try:
+        model.eval()(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def _check(images: Tensor) -> None:
@@ -188,7 +226,7 @@ def _convert_linear(
     model: nn.Module,
     kind: str,
     layers: str | Sequence[str],
-    latency: Sequence[float],
+    latency: Sequence[float] | ExpertTimes,
     changes: dict[str, Change],
 ) -> None:
     patterns = _patterns(layers)
@@ -206,11 +244,13 @@ def _convert_linear(
         if not part.weight.isfinite().all():
             raise UsageError(f"{name} has weights that are NaN or infinite")
         parent, _, leaf = name.rpartition(".")
-        made: nn.Module = (
-            ShiftLinear.from_linear(part)
-            if kind == "shift"
-            else MixtureLinear.from_linear(part, latency=latency)
-        )
+        if kind == "shift":
+            made: nn.Module = ShiftLinear.from_linear(part)
+        else:
+            times = latency
+            if isinstance(times, ExpertTimes):
+                times = times.of((part.in_features, part.out_features))
+            made = MixtureLinear.from_linear(part, latency=times)
         setattr(model.get_submodule(parent), leaf, made.eval())
         changes[name] = Change(name, "linear", "shift" if kind == "shift" else "mixture")
     if lost := [pattern for pattern in patterns if pattern not in used]:

@@ -81,13 +81,14 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over the N tokens; `mask` (N, N) is added to the scores."""
-        mixed = attend(self.joint(x), heads=self.heads, scale=self.scale, mask=mask)
-        out: Tensor = self.output(mixed)
+        joint, output = (self.get_submodule(name) for name in self.names)  # perhaps not nn.Linear
+        mixed = attend(joint(x), heads=self.heads, scale=self.scale, mask=mask)
+        out: Tensor = output(mixed)
         return out
 
     def reparameterized(self) -> SelfAttention:
-        """Fold the scale of the scores into the query weights."""
-        if self.scale != 1.0:
+        """Fold the scale of the scores into the query weights, where they are plain."""
+        if self.scale != 1.0 and isinstance(self.get_submodule(self.names[0]), nn.Linear):
             weight, bias = self.joint.weight.detach().double(), layer_bias(self.joint)
             factor = weight.new_ones(weight.shape[0])
             factor[: factor.numel() // 3] = self.scale

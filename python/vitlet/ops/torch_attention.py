@@ -113,7 +113,8 @@ def binary_linear_attention(
 def codes(x: Tensor, threshold: Tensor | None, signed: bool) -> Tensor:
     """Return 1 where (B, H, N, D) is above the threshold (H,), and elsewhere 0 or -1."""
     above = x > (0 if threshold is None else threshold[:, None, None])
-    return torch.where(above, 1.0, -1.0 if signed else 0.0).to(x.dtype)
+    ones = above.to(x.dtype)
+    return ones * 2 - 1 if signed else ones
 
 
 def through_codes(
@@ -122,7 +123,7 @@ def through_codes(
     """Pass a gradient of the codes to x and the threshold: see `binary_linear_attention`."""
     above = x if threshold is None else x - threshold[:, None, None]
     passes = above.abs() <= 1 if signed else (above > 0) & (above < 1)
-    grad = torch.where(passes, grad, 0)
+    grad = grad * passes.to(grad.dtype)
     return grad, None if threshold is None else -grad.sum((0, 2, 3))
 
 

@@ -53,5 +53,7 @@ def require_cpu(op: str, tensor: Tensor) -> None:
 
 
 def straight_through(smooth: Tensor, hard: Tensor) -> Tensor:
-    """Return the values of `hard` with the derivative of `smooth`."""
+    """Return the values of `hard` with the derivative of `smooth`, where one can be asked for."""
+    if not torch.is_grad_enabled():
+        return hard
     return smooth + (hard - smooth).detach()
