@@ -163,7 +163,7 @@ def test_images_are_classified_over_workers_and_a_lost_one_is_told(cli, plan, tm
         ran = cli("run", plan, good[0], "--listen", here, "--cluster", "lab", "--wait", "500ms")
         assert ran.code == 7 and "there are workers of home: give --cluster home" in ran.err
         workers.kill("beta")
-        short = ("--listen", here, "--deadline", "30s", "--wait", "3s")
+        short = ("--listen", here, "--deadline", "30s", "--wait", "1s")  # not re-placed yet
         ran = cli("run", plan, good[0], *short)
         assert ran.code == 0 and "(degraded: slot 1 missing)" in ran.out
         assert "slots 1 have no worker" in ran.err
@@ -187,6 +187,8 @@ def test_http_serves_until_it_is_stopped_and_prints_no_secret(plan, pictures, tm
     server = subprocess.Popen(
         [sys.executable, "-c", START, *map(str, argv)], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
+        # What a shell starts in the background ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     said = "".join(server.stdout.readline() for _ in range(6))
     host, port = json.loads(said)["url"].removeprefix("http://").split(":")
