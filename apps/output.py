@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from vitlet._quiet import others_silenced
 from vitlet.apps.plain import plain
 from vitlet.apps.progress import Bar, Steps
 
@@ -51,7 +50,7 @@ class Output:
     def __enter__(self) -> Output:
         self._stdout = self._stack.enter_context(_stdout_kept_for_results())
         if not self.verbose:
-            self._stack.enter_context(_others_silenced())
+            self._stack.enter_context(others_silenced())
         return self
 
     def __exit__(
@@ -227,16 +226,3 @@ def _stdout_kept_for_results() -> Iterator[TextIO]:
         os.dup2(saved, 1)
         os.close(saved)
         results.close()
-
-
-@contextlib.contextmanager
-def _others_silenced() -> Iterator[None]:
-    """Keep other packages' warnings and log lines off the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

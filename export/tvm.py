@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlet._extras import require
+from vitlet._quiet import others_silenced
 from vitlet.errors import StorageError, UnsupportedError, UsageError, VitletError
 from vitlet.export.link import find_linker, link, make_record
 from vitlet.export.tvm_targets import Machine, find_machine
-from vitlet.export.tvm_translate import last_line, quiet, translate
+from vitlet.export.tvm_translate import last_line, translate
 from vitlet.layers.spelled_out import rounds_tokens
 from vitlet.runtime.elf import cpu_flags
 from vitlet.runtime.manifest import Artifact, TensorSpec
@@ -91,7 +92,7 @@ def export_tvm(
 
     with step(f"trace {graph.name} for TVM"):
         module = _translate(graph, batch, machine, extern)
-    with step(f"compile {graph.name} with TVM for {machine.cpu}"), quiet():
+    with step(f"compile {graph.name} with TVM for {machine.cpu}"), others_silenced():
         executable, weights = _compile(module, machine, tuning, step)
     fixed = batch if isinstance(batch, int) else "batch"
     inputs, outputs = _sized(graph.inputs, fixed), _sized(graph.outputs, fixed)

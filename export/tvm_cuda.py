@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vitlet._extras import require
+from vitlet._quiet import others_silenced
 from vitlet.errors import UsageError, VitletError
-from vitlet.export.tvm_translate import last_line, quiet, translate
+from vitlet.export.tvm_translate import last_line, translate
 
 if TYPE_CHECKING:
     from vitlet.export.trace import Graph
@@ -56,7 +57,7 @@ def cuda_source(graph: Graph, *, batch: int = 1, arch: str = "sm_80") -> CudaSou
 
     module = translate(graph, batch, lambda program: converters(program, None))
     try:
-        with quiet():
+        with others_silenced():
             code = _generate(module, arch)
     except Exception as error:  # TVM's passes raise builtins of all kinds
         raise VitletError(f"TVM failed to generate CUDA source: {last_line(error)}") from error

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vitlet._quiet import others_silenced
 from vitlet.errors import UnsupportedError, VitletError
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ def translate(graph: Graph, batch: Any, convert: Convert) -> Any:
     from vitlet.export.trace import trace
 
     program = trace(graph, batch)
-    with quiet(), torch.no_grad():
+    with others_silenced(), torch.no_grad():
         program = program.run_decompositions()
         ours = dict(convert(program))
         known = {**ExportedProgramImporter().create_convert_map(), **ours}
@@ -80,16 +78,3 @@ def last_line(error: Exception) -> str:
     """Return the end of an error of TVM's, which is what it says of the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back the deprecation warnings and log lines of torch's tracer and TVM."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

@@ -16,6 +16,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
 from vitlet.export.tvm_gemm import ByteDot
+from vitlet.export.tvm_ops.loops import compute_within
 
 Vectors = Callable[[Any, Any, Any], Any]
 
@@ -99,10 +100,7 @@ def tile(schedule: Any, name: str, dot: ByteDot, rows: int, *, within: Sequence[
     vector, lane = schedule.split(n_inner, [None, found.lanes])
     schedule.reorder(m_outer, n_outer, k, m_inner, vector, lane)
     schedule.parallel(p)
-    for producer in within:
-        schedule.compute_at(schedule.get_sblock(producer), p)
-        loops = schedule.get_loops(schedule.get_sblock(producer))
-        schedule.vectorize(schedule.split(loops[-1], [None, 16])[1])
+    compute_within(schedule, within, p)
     copy = schedule.cache_write(block, 0, "global")
     schedule.reverse_compute_at(copy, n_outer)
     first = schedule.decompose_reduction(block, k)

@@ -80,6 +80,14 @@ def share(schedule: Any, name: str, loops: Iterable[Any]) -> Any:
     return together
 
 
+def compute_within(schedule: Any, producers: Iterable[str], loop: Any) -> None:
+    """Compute blocks once for each turn of a loop, just before they are needed, in vectors."""
+    for producer in producers:
+        schedule.compute_at(schedule.get_sblock(producer), loop)
+        loops = schedule.get_loops(schedule.get_sblock(producer))
+        schedule.vectorize(schedule.split(loops[-1], [None, 16])[1])
+
+
 def tile_product(
     schedule: Any, name: str, rows: int, columns: int, *, within: Iterable[str] = ()
 ) -> None:
@@ -102,10 +110,7 @@ def tile_product(
     # What is computed within is there for all rows; else threads share rows too.
     together = schedule.fuse(*outer) if within else schedule.fuse(*outer, m_outer)
     schedule.parallel(together)
-    for producer in within:
-        schedule.compute_at(schedule.get_sblock(producer), together)
-        loops = schedule.get_loops(schedule.get_sblock(producer))
-        schedule.vectorize(schedule.split(loops[-1], [None, 16])[1])
+    compute_within(schedule, within, together)
     copy = schedule.cache_write(block, 0, "global")
     schedule.reverse_compute_at(copy, n_outer)
     rows_loop, columns_loop = list(schedule.get_loops(copy))[-2:]

@@ -17,6 +17,7 @@ from vitlet.compress.journal_plot import plot_journal, read_journal
 from vitlet.compress.shift_add import shift_add
 from vitlet.compress.training import Recipe
 from vitlet.data.labelled import LabelledImages
+from vitlet.data.spec import Preprocess
 from vitlet.errors import CorruptInputError, TrainingError, UsageError
 
 FASHION = Path(vitlet.__file__).parent / "data/assets/fashion_test.npz"
@@ -93,7 +94,18 @@ def test_a_teacher_that_is_told_about_its_blocks_leads_further(
             found = trained.blocks[-1](trained._tokens(images))  # type: ignore[index, operator, union-attr]
         gaps.append(float((found - wanted).norm()))
     assert gaps[1] < 0.9 * gaps[0]
-    assert not original.blocks[0]._forward_hooks  # type: ignore[index, union-attr]
+    for one in (original, trained):  # nothing follows them any more, or keeps what they gave
+        assert not any(part._forward_hooks for part in one.modules())
+
+
+def test_blocks_are_compared_only_where_there_are_some(
+    data: LabelledImages, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
+    spec = Preprocess((28, 28), resize_to=28, mean=(0.5,), std=(0.5,), mode="L")
+    settings = replace(SHORT, features=1.0)
+    with pytest.raises(UsageError, match="the model has none"):
+        finetune(model, data, settings, work=tmp_path, teacher=model, preprocess=spec)
 
 
 def test_answers_that_are_kept_teach_the_same(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -134,7 +135,11 @@ def finetune(
     compared = teacher is not None and settings.features > 0
     if teacher is not None and shared is not None and not compared:
         known = answers(teacher, pictures, Path(shared))
-    own, wanted = _follow(student), {} if teacher is None else _follow(teacher)
+    following = ExitStack()
+    own: dict[str, Tensor] = {}
+    wanted: dict[str, Tensor] = {}
+    if teacher is not None and compared:
+        own, wanted = _follow(student, following), _follow(teacher, following)
     mixed = any(isinstance(layer, MixtureLinear) for layer in student.modules())
 
     def loss(indices: Tensor, rng: torch.Generator) -> Tensor:
@@ -176,12 +181,17 @@ def finetune(
         return pictures.shuffled(rng)[: settings.limit]
 
     run = Run("finetune", student, order, loss, settings.recipe, settings.seed, inputs)
-    train(run, folder, note)
+    with following:
+        train(run, folder, note)
     return student.eval()
 
 
-def _follow(model: nn.Module) -> dict[str, Tensor]:
-    """Return a table that holds what each block of a transformer gave last."""
+def _follow(model: nn.Module, stack: ExitStack) -> dict[str, Tensor]:
+    """Return a table that holds what each block of a transformer gave last, until the stack ends.
+
+    Raises:
+        UsageError: the model has no such blocks.
+    """
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -190,9 +200,13 @@ def _follow(model: nn.Module) -> dict[str, Tensor]:
 
         return hook
 
-    for name, part in model.named_modules():
-        if hasattr(part, "attn") and hasattr(part, "mlp"):
-            part.register_forward_hook(keep(name))
+    blocks = {n: m for n, m in model.named_modules() if hasattr(m, "attn") and hasattr(m, "mlp")}
+    if not blocks:
+        raise UsageError(
+            "features= compares transformer blocks, and the model has none: set it to 0"
+        )
+    for name, part in blocks.items():
+        stack.callback(part.register_forward_hook(keep(name)).remove)
     return found
 
 
